@@ -1,0 +1,80 @@
+"""The few operations that `keras.ops` lacks, on TensorFlow, JAX and PyTorch."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def full_precision_matmul(x, constant: np.ndarray):
+    """`x @ constant` with float32 products kept whole where accelerators would shorten them.
+
+    TensorFlow and JAX may multiply float32 matrices in TF32 (10 bits) on recent GPUs, which is
+    too coarse for differences of energies. PyTorch keeps float32 unless told otherwise.
+
+    Shapes: x [W, P], constant [P, K], result [W, K] of x's dtype.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        product = ops.matmul(ops.cast(x, "float64"), ops.convert_to_tensor(constant, "float64"))
+        return ops.cast(product, x.dtype)
+    constant = ops.cast(ops.convert_to_tensor(constant), x.dtype)
+    if backend == "jax":
+        import jax
+
+        with jax.default_matmul_precision("highest"):
+            return ops.matmul(x, constant)
+    return ops.matmul(x, constant)
+
+
+def check_finite(x, name: str):
+    """Return `x`, which raises where it holds a NaN or an infinity.
+
+    Eagerly a ValueError. In a compiled function TensorFlow raises InvalidArgumentError (XLA
+    drops the check) and JAX a runtime error that quotes the ValueError.
+    """
+    message = f"`{name}` must be finite. Received: a NaN or an infinity in it"
+    finite = ops.all(ops.isfinite(x))
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.executing_eagerly():
+            return tf.debugging.check_numerics(x, message)
+    if backend == "jax":
+        import jax
+
+        if isinstance(finite, jax.core.Tracer):
+            jax.debug.callback(_raise_unless, finite, message=message)
+            return x
+    _raise_unless(finite, message)
+    return x
+
+
+def sum_over_replicas(x):
+    """The sum of `x` over the replicas of the running tf.distribute strategy; has a gradient.
+
+    JAX needs no such sum: under jit a reduction of a sharded array is over all of it.
+    """
+    replica = _replica()
+    return x if replica is None else replica.all_reduce("SUM", x)
+
+
+def mean_over_replicas(x):
+    """The mean of `x` over the replicas of the running tf.distribute strategy."""
+    replica = _replica()
+    return x if replica is None else replica.all_reduce("MEAN", x)
+
+
+def _replica():
+    """This replica's context where a strategy runs several replicas, else None."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    replica = tf.distribute.get_replica_context()
+    return replica if replica is not None and replica.num_replicas_in_sync > 1 else None
+
+
+def _raise_unless(condition, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
