@@ -29,6 +29,12 @@ REDUCTIONS = ("mean", "sum", "none")
 UNREACHABLE = -1e30  # log-probability of no path at all; finite, so that its gradient is 0
 
 
+class ShortClipError(ValueError):
+    """A clip has fewer frames than one window."""
+
+    __init__ = Exception.__init__  # by this sign AutoGraph raises the same type again
+
+
 class GRWTerms(NamedTuple):
     """The parts of equation 6 for each window, tensors [B, C].
 
@@ -103,8 +109,9 @@ def grw_loss(
         backend without them), otherwise float32.
 
     Raises:
-        ValueError: bad arguments or shapes, a clip shorter than the window, or under `debug` a
-            NaN or infinity (in a compiled function the backend's own error).
+        ValueError: bad arguments or shapes, or under `debug` a NaN or infinity (in a compiled
+            function the backend's own error).
+        ShortClipError: N < T; a ValueError too.
 
     Reference:
         Goldman, Giryes, Satyanarayanan: Smooth Regularization for Efficient Video Recognition,
@@ -314,7 +321,7 @@ def _check_shapes(z, mask, window: int) -> None:
         )
     length = z.shape[1]
     if length is not None and length < window:
-        raise ValueError(
+        raise ShortClipError(
             f"A clip must have at least one window of frames. Received: N={length} frames, "
             f"window={window}. Use longer clips or a smaller window (at least 3)"
         )
