@@ -5,6 +5,15 @@ import numpy as np
 from keras import ops
 
 
+def has_float64() -> bool:
+    """Whether the backend computes in float64 as it is configured."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return bool(jax.config.jax_enable_x64)
+    return True
+
+
 def full_precision_matmul(x, constant: np.ndarray):
     """`x @ constant` with float32 products kept whole where accelerators would shorten them.
 
@@ -24,6 +33,11 @@ def full_precision_matmul(x, constant: np.ndarray):
         with jax.default_matmul_precision("highest"):
             return ops.matmul(x, constant)
     return ops.matmul(x, constant)
+
+
+def divide_or_zero(total, count):
+    """`total / count` where `count` > 0, and `total` itself, which is then a sum of nothing."""
+    return total / ops.where(count > 0, count, ops.ones_like(count))
 
 
 def check_finite(x, name: str):

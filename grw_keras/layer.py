@@ -140,7 +140,7 @@ class GRWRegularizerBase:
         count = terms.count
         if self.synchronized:
             count = backend.mean_over_replicas(count)
-        return ops.divide_no_nan(terms.sum(losses), count)
+        return backend.divide_or_zero(terms.sum(losses), count)
 
     def _warm_weight(self):
         if self.step is None:

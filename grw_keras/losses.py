@@ -61,7 +61,7 @@ class GRWTerms(NamedTuple):
 
     def mean(self, values):
         """Mean of `values` [B, C] over the valid windows, a scalar; 0 where there is none."""
-        return ops.divide_no_nan(self.sum(values), self.count)
+        return backend.divide_or_zero(self.sum(values), self.count)
 
     def sum(self, values):
         """Sum of `values` [B, C] over the valid windows, a scalar."""
@@ -168,9 +168,9 @@ def grw_terms(
     check_window(window)
     stride = check_stride(stride, window)
     z = as_float(z)
+    mask = None if mask is None else ops.cast(ops.convert_to_tensor(mask), "bool")
     _check_shapes(z, mask, window)
     if mask is not None:
-        mask = ops.cast(ops.convert_to_tensor(mask), "bool")
         z = ops.where(mask[..., None], z, ops.zeros_like(z))
     if debug:
         z = backend.check_finite(z, "z")
@@ -193,10 +193,11 @@ def grw_terms(
 
 
 def as_float(x):
-    """`x` as a tensor of float64 if it is one already, else of float32."""
-    x = ops.convert_to_tensor(x)
-    is_double = keras.backend.standardize_dtype(x.dtype) == "float64"
-    return ops.cast(x, "float64" if is_double else "float32")
+    """`x` as a tensor: float64 arrays stay so where the backend has them, all else is float32."""
+    is_double = hasattr(x, "dtype") and keras.backend.standardize_dtype(x.dtype) == "float64"
+    if is_double and backend.has_float64():
+        return ops.convert_to_tensor(x, "float64")
+    return ops.cast(ops.convert_to_tensor(x), "float32")
 
 
 def split_windows(x, window: int, stride: int):
@@ -273,7 +274,7 @@ def _compare_exactly(distances, tables: ExactOrderings):
     start = np.zeros((len(tables.first), 1), np.float32)
     start[tables.first_true] = UNREACHABLE
 
-    def run(total, merge):
+    def run(total):
         values = ops.cast(start, energies.dtype) - ops.take(energies, tables.first, axis=0)
         values = values + energies[true_triples[0]]
         for layer, true_triple in zip(tables.layers, true_triples[1:], strict=True):
@@ -281,12 +282,12 @@ def _compare_exactly(distances, tables: ExactOrderings):
             values = total(steps - ops.take(energies, layer.triples, axis=0), axis=1)
             if len(layer.branches):
                 left = -ops.take(energies, layer.branches, axis=0)
-                head, rest = values[: len(left)], values[len(left) :]
-                values = ops.concatenate([merge(head, left), rest], axis=0)
+                head = total(ops.stack([values[: len(layer.branches)], left]), axis=0)
+                values = ops.concatenate([head, values[len(layer.branches) :]], axis=0)
             values = values + energies[true_triple]
         return total(values, axis=0)
 
-    return run(ops.logsumexp, ops.logaddexp), run(ops.max, ops.maximum)
+    return run(ops.logsumexp), run(ops.max)
 
 
 def _mean_acceleration(frames):
@@ -325,7 +326,10 @@ def _check_shapes(z, mask, window: int) -> None:
             f"A clip must have at least one window of frames. Received: N={length} frames, "
             f"window={window}. Use longer clips or a smaller window (at least 3)"
         )
-    if mask is not None and len(mask.shape) != 2:
+    if mask is None:
+        return
+    both = zip(mask.shape, z.shape[:2], strict=False)
+    if len(mask.shape) != 2 or any(m != n for m, n in both if None not in (m, n)):
         raise ValueError(
             f"`mask` must be [B, N], True for real frames. Received: mask of shape "
             f"{tuple(mask.shape)} for z of shape {tuple(z.shape)}"

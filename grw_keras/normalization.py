@@ -47,7 +47,7 @@ def standardize(z, mask=None, *, synchronized: bool = False, epsilon: float = EP
         return backend.sum_over_replicas(local) if synchronized else local
 
     def mean(values):
-        return ops.divide_no_nan(total(values), count)
+        return backend.divide_or_zero(total(values), count)
 
     count = total(ops.ones_like(weights))
     centred = z - mean(z)

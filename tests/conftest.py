@@ -1,0 +1,41 @@
+"""Fixtures that all tests share; sets up TensorFlow before anything imports it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the project; tests that need it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no reference data: {SHARED} does not exist")
+    return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_cpus():
+    """Two logical CPU devices, so that distribution strategies have something to distribute to."""
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        return
+    import tensorflow as tf
+
+    device = tf.config.LogicalDeviceConfiguration()
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [device, device]
+    )
+
+
+@pytest.fixture(scope="session")
+def two_replicas(_two_cpus):
+    """One MirroredStrategy for all tests: TensorFlow mixes up the collectives of several."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
