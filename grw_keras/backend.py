@@ -40,6 +40,18 @@ def divide_or_zero(total, count):
     return total / ops.where(count > 0, count, ops.ones_like(count))
 
 
+def check_length(x, minimum: int, message: str):
+    """Return `x` [B, N, ...] of unknown N, which raises where N < `minimum` (not under XLA).
+
+    Only TensorFlow leaves sizes open in a compiled function; it raises InvalidArgumentError.
+    """
+    import tensorflow as tf
+
+    length = tf.shape(x)[1]
+    with tf.control_dependencies([tf.debugging.assert_greater_equal(length, minimum, message)]):
+        return tf.identity(x)
+
+
 def check_finite(x, name: str):
     """Return `x`, which raises where it holds a NaN or an infinity.
 

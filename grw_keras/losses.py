@@ -29,6 +29,11 @@ REDUCTIONS = ("mean", "sum", "none")
 UNREACHABLE = -1e30  # log-probability of no path at all; finite, so that its gradient is 0
 
 
+TOO_SHORT = (
+    "A clip must have at least one window of frames: use longer clips or a smaller window."
+)
+
+
 class ShortClipError(ValueError):
     """A clip has fewer frames than one window."""
 
@@ -170,6 +175,8 @@ def grw_terms(
     z = as_float(z)
     mask = None if mask is None else ops.cast(ops.convert_to_tensor(mask), "bool")
     _check_shapes(z, mask, window)
+    if z.shape[1] is None:
+        z = backend.check_length(z, window, f"{TOO_SHORT} Received: window={window}")
     if mask is not None:
         z = ops.where(mask[..., None], z, ops.zeros_like(z))
     if debug:
@@ -322,10 +329,7 @@ def _check_shapes(z, mask, window: int) -> None:
         )
     length = z.shape[1]
     if length is not None and length < window:
-        raise ShortClipError(
-            f"A clip must have at least one window of frames. Received: N={length} frames, "
-            f"window={window}. Use longer clips or a smaller window (at least 3)"
-        )
+        raise ShortClipError(f"{TOO_SHORT} Received: N={length} frames, window={window}")
     if mask is None:
         return
     both = zip(mask.shape, z.shape[:2], strict=False)

@@ -1,0 +1,336 @@
+"""The tf_keras layer: its loss, metrics, masks, warm-up and training by every road of tf_keras."""
+
+import contextlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from grw_keras import GRWRegularizer, grw_loss
+from grw_keras.normalization import EPSILON
+from tests.helpers import literal_loss, literal_terms
+
+Z = np.random.default_rng(0).normal(size=(4, 11, 6)).astype(np.float32)
+LABELS = np.arange(16) % 3
+CLIPS = np.random.default_rng(1).normal(size=(16, 11, 6)).astype(np.float32)
+
+
+def loss_of(layer, z, **kwargs) -> float:
+    layer(z, training=True, **kwargs)
+    (loss,) = layer.losses
+    return float(loss)
+
+
+@pytest.fixture(autouse=True)
+def _default_policy():
+    yield
+    tf_keras.mixed_precision.set_global_policy("float32")
+
+
+def test_adds_the_weighted_loss_in_training_only_and_passes_its_input_through():
+    layer = GRWRegularizer(window=5, alpha=0.3, weight=0.25)
+    np.testing.assert_array_equal(layer(Z, training=False), Z)
+    assert layer.losses == []
+    np.testing.assert_array_equal(layer(Z), Z)
+    assert layer.losses == []
+    np.testing.assert_array_equal(layer(Z, training=True), Z)
+    assert float(layer.losses[0]) == pytest.approx(0.25 * literal_loss(Z, 5, 0.3), rel=1e-5)
+
+
+def test_passes_dtype_through_under_mixed_precision():
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    layer = GRWRegularizer(window=5)
+    assert layer(tf.constant(Z), training=True).dtype == tf.float32
+    assert layer(tf.cast(Z, tf.float16), training=True).dtype == tf.float16
+    assert layer.losses[0].dtype == tf.float32
+
+
+def test_options_reach_the_loss():
+    options = {"window": 4, "stride": 2, "orderings": "sampled", "num_orderings": 3, "seed": 5}
+    expected = float(grw_loss(Z, alpha=0.5, **options))
+    assert loss_of(GRWRegularizer(weight=1, **options), Z) == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(float(grw_loss(Z, window=4)), rel=1e-3)
+
+
+def test_features_with_space_are_averaged_over_it():
+    features = np.random.default_rng(2).normal(size=(2, 5, 3, 4, 6)).astype(np.float32)
+    layer = GRWRegularizer(window=5, weight=1.0)
+    assert layer(features).shape == features.shape
+    expected = literal_loss(features.mean(axis=(2, 3)), 5, 0.5)
+    assert loss_of(layer, features) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batch_normalization_is_figure_3():
+    frames = Z.reshape(-1, 6)
+    z = (Z - frames.mean(0)) / np.sqrt(frames.var(0) + EPSILON) / np.sqrt(6)
+    layer = GRWRegularizer(window=5, weight=1.0, normalization="batch")
+    assert loss_of(layer, 1000 * Z + 7) == pytest.approx(literal_loss(z, 5, 0.5), rel=1e-4)
+    assert layer.weights == []
+
+
+def test_affine_normalization_starts_as_the_identity_and_learns():
+    layer = GRWRegularizer(window=5, weight=1.0, normalization="affine")
+    with tf.GradientTape() as tape:
+        out = layer(Z, training=True)
+        loss = tf.add_n(layer.losses)
+    np.testing.assert_array_equal(out, Z)
+    assert float(loss) == pytest.approx(literal_loss(Z, 5, 0.5), rel=1e-5)
+    kernel, bias = layer.trainable_weights
+    gradients = tape.gradient(loss, [kernel, bias])
+    assert float(tf.norm(gradients[0])) > 0
+    kernel.assign(2 * kernel)
+    assert loss_of(layer, Z) == pytest.approx(literal_loss(2 * Z, 5, 0.5), rel=1e-5)
+
+
+def test_keras_masks_of_ragged_clips_are_respected_and_passed_on():
+    clips = Z.copy()
+    clips[1:, 6:] = 0.0  # what Masking takes for padding
+    inputs = tf_keras.Input((None, 6))
+    masked = tf_keras.layers.Masking()(inputs)
+    outputs = GRWRegularizer(window=5, weight=1.0)(masked)
+    assert outputs._keras_mask is not None
+    model = tf_keras.Model(inputs, outputs)
+    model(clips, training=True)
+    windows = [Z[:1, :5], Z[:1, 5:10], *(Z[i : i + 1, :5] for i in (1, 2, 3))]
+    expected = np.mean([literal_loss(window, 5, 0.5) for window in windows])
+    assert float(model.losses[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_warm_up_raises_the_weight_linearly():
+    layer = GRWRegularizer(window=5, weight=0.2, warmup_steps=4)
+    full = 0.2 * literal_loss(Z, 5, 0.5)
+    shares = [loss_of(layer, Z) / full for _ in range(6)]
+    np.testing.assert_allclose(shares, [0, 0.25, 0.5, 0.75, 1, 1], rtol=1e-5)
+    layer(Z, training=False)
+    assert int(layer.step) == 6
+
+
+def test_metrics_are_the_means_over_the_windows_of_training_calls():
+    line = np.arange(5.0, dtype=np.float32)[:, None]
+    clips = np.stack([line, 2 * line, line[[0, 2, 1, 3, 4]]])
+    layer = GRWRegularizer(window=5)
+    layer(clips[:2], training=True)
+    layer(clips[2:], training=True)
+    layer(100 * clips, training=False)
+    terms = [literal_terms(clip) for clip in clips]
+    found = {metric.name: float(metric.result()) for metric in layer.metrics}
+    assert found["grw_ordering"] == pytest.approx(np.mean([o for o, _ in terms]), rel=1e-4)
+    assert found["grw_speed"] == pytest.approx(np.mean([s for _, s in terms]), rel=1e-5)
+    assert found["grw_order_accuracy"] == pytest.approx(2 / 3)
+    assert found["grw_acceleration"] == pytest.approx((0 + 0 + (3 + 3 + 1) / 3) / 3, rel=1e-5)
+    for metric in layer.metrics:
+        metric.reset_state()
+    assert all(np.isnan(float(metric.result())) for metric in layer.metrics)
+    layer.update_metrics(clips[:1])
+    assert layer.losses == []
+    assert float(layer.metrics[1].result()) == pytest.approx(terms[0][1])
+
+
+def test_config_round_trip_through_a_saved_model(tmp_path):
+    options = {
+        "window": 4,
+        "alpha": 0.3,
+        "weight": 0.7,
+        "warmup_steps": 2,
+        "stride": 3,
+        "orderings": [[0, 1, 2, 3], [0, 3, 2, 1]],
+        "num_orderings": 7,
+        "seed": 9,
+        "normalization": "batch",
+        "synchronized": True,
+        "debug": True,
+        "name": "smooth",
+    }
+    config = GRWRegularizer(**options).get_config()
+    assert {**config, **options} == config
+    assert GRWRegularizer.from_config(config).get_config() == config
+
+    inputs = tf_keras.Input((None, 6))
+    model = tf_keras.Model(inputs, GRWRegularizer(window=5, weight=0.5)(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = tf_keras.models.load_model(tmp_path / "model.keras")
+    loaded(Z, training=True)
+    assert float(loaded.losses[0]) == pytest.approx(0.5 * literal_loss(Z, 5, 0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 2}, r"window=2"),
+        ({"alpha": -1}, r"`alpha`.*alpha=-1"),
+        ({"weight": -0.1}, r"`weight`.*weight=-0\.1"),
+        ({"weight": "big"}, r"weight='big'"),
+        ({"warmup_steps": -1}, r"`warmup_steps`.*warmup_steps=-1"),
+        ({"stride": 0}, r"stride=0"),
+        ({"orderings": "any"}, r"orderings='any'"),
+        ({"orderings": [[0, 1, 1, 2, 3]]}, r"permutation"),
+        ({"normalization": "layer"}, r"None, 'batch', 'affine'.*normalization='layer'"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GRWRegularizer(**options)
+
+
+def test_bad_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"\[B, N, D\].*\(2, 3\)"):
+        GRWRegularizer()(np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="N=4 frames, window=5"):
+        GRWRegularizer()(Z[:, :4], training=True)
+    rubbish = np.where(Z > 2, np.nan, Z)
+    with pytest.raises(ValueError, match="must be finite"):
+        GRWRegularizer(debug=True)(rubbish, training=True)
+
+
+def test_a_clip_shorter_than_the_window_is_named_inside_fit_too():
+    model = compiled()
+    with pytest.raises(ValueError, match="N=4 frames, window=5"):
+        model.fit(CLIPS[:, :4], LABELS, verbose=0)
+    unknown_length = tf.data.Dataset.from_generator(
+        lambda: [(CLIPS[:, :4], LABELS)],
+        output_signature=(tf.TensorSpec((16, None, 6)), tf.TensorSpec((16,), tf.int64)),
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one window of frames"):
+        model.fit(unknown_length, verbose=0)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_debug_stops_fit_at_the_first_nan(debug):
+    clips = np.where(CLIPS > 2, np.nan, CLIPS)
+    model = compiled(debug=debug)
+    stops = pytest.raises(tf.errors.InvalidArgumentError, match="`z` must be finite")
+    with stops if debug else contextlib.nullcontext():
+        model.fit(clips, LABELS, verbose=0)
+
+
+def compiled(optimizer=None, jit_compile=False, **options):
+    """A small model with the regulariser after an affine map, as in figure 4."""
+    tf_keras.utils.set_random_seed(3)
+    inputs = tf_keras.Input((None, 6))
+    z = tf_keras.layers.Dense(8)(inputs)
+    z = GRWRegularizer(**{"window": 5, "weight": 1.0, **options})(z)
+    hidden = tf_keras.layers.Dense(16, activation="relu")(z)
+    pooled = tf_keras.layers.GlobalAveragePooling1D()(hidden)
+    logits = tf_keras.layers.Dense(3, dtype="float32")(pooled)
+    model = tf_keras.Model(inputs, logits)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or tf_keras.optimizers.SGD(0.05), loss, jit_compile=jit_compile)
+    return model
+
+
+def smoothness(model) -> float:
+    """L_smooth of what the regulariser gets for the test clips."""
+    embeddings = tf_keras.Model(model.input, model.get_layer("grw").output)(CLIPS)
+    return float(grw_loss(tf.cast(embeddings, tf.float32), window=5))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_fit_lowers_the_loss(policy, jit_compile):
+    tf_keras.mixed_precision.set_global_policy(policy)
+    model = compiled(jit_compile=jit_compile)
+    before = smoothness(model)
+    history = model.fit(CLIPS, LABELS, batch_size=8, epochs=4, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert smoothness(model) < 0.8 * before
+    assert history["grw_ordering"][-1] < history["grw_ordering"][0]
+
+
+def test_gradient_tape_loop_equals_fit():
+    by_fit, by_hand = compiled(warmup_steps=2), compiled(warmup_steps=2)
+    by_fit.fit(CLIPS, LABELS, batch_size=16, epochs=3, verbose=0)
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            logits = by_hand(CLIPS, training=True)
+            loss = by_hand.loss(LABELS, logits) + tf.add_n(by_hand.losses)
+        variables = by_hand.trainable_variables
+        by_hand.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+    for one, other in zip(by_fit.get_weights(), by_hand.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_weight_zero_changes_nothing():
+    without, baseline = compiled(weight=0.0), compiled(weight=1.0)
+    start = without.get_weights()
+    for model in (without, baseline):
+        model.set_weights(start)
+        model.fit(CLIPS, LABELS, batch_size=16, verbose=0)
+    expected = compiled(weight=0.0)
+    with tf.GradientTape() as tape:
+        loss = expected.loss(LABELS, expected(CLIPS, training=False))
+    gradients = tape.gradient(loss, expected.trainable_variables)
+    steps = zip(expected.get_weights(), gradients, without.get_weights(), strict=True)
+    for weight, gradient, after in steps:
+        np.testing.assert_allclose(after, weight - 0.05 * gradient, rtol=1e-5, atol=1e-6)
+    assert np.abs(without.get_weights()[0] - baseline.get_weights()[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"normalization": "batch", "synchronized": True},
+    {"normalization": "affine", "warmup_steps": 2},
+])
+def test_two_replicas_step_equals_one_replica_step(two_replicas, options):
+    weights, metrics = [], []
+    for scope in (contextlib.nullcontext(), two_replicas.scope()):
+        with scope:
+            model = compiled(**options)
+        data = tf.data.Dataset.from_tensor_slices((CLIPS, LABELS)).batch(16).repeat(3)
+        metrics.append(model.fit(data, verbose=0).history)
+        weights.append(model.get_weights())
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
+    for name, (value,) in metrics[0].items():
+        assert metrics[1][name][0] == pytest.approx(value, rel=1e-4), name
+
+
+def test_unsynchronized_statistics_differ_between_one_and_two_replicas(two_replicas):
+    weights = []
+    for scope in (contextlib.nullcontext(), two_replicas.scope()):
+        with scope:
+            model = compiled(normalization="batch")
+        data = tf.data.Dataset.from_tensor_slices((CLIPS * 5, LABELS)).batch(16)
+        model.fit(data, verbose=0)
+        weights.append(model.get_weights())
+    assert max(np.abs(a - b).max() for a, b in zip(*weights, strict=True)) > 1e-5
+
+
+def test_synchronized_masked_loss_is_the_mean_over_all_replicas_windows(two_replicas):
+    clips = np.ones((4, 5, 2), np.float32) + np.arange(5, dtype=np.float32)[None, :, None]
+    clips *= np.array([1, 2, 3, 4], np.float32)[:, None, None]
+    clips[3] = 0.0  # the second replica has one valid window, the first two
+    with two_replicas.scope():
+        layer = GRWRegularizer(window=5, weight=1.0, synchronized=True)
+        layer.build((None, 5, 2))
+
+    @tf.function
+    def step(z):
+        def each(z):
+            layer(z, training=True, mask=tf.reduce_any(z != 0, axis=-1))
+            return layer.losses[0]
+
+        return two_replicas.run(each, (z,))
+
+    data = two_replicas.experimental_distribute_dataset(
+        tf.data.Dataset.from_tensor_slices(clips).batch(4)
+    )
+    losses = two_replicas.experimental_local_results(step(next(iter(data))))
+    expected = literal_loss(clips[:3], 5, 0.5)
+    assert float(sum(losses)) / 2 == pytest.approx(expected, rel=1e-5)
+    assert float(losses[0]) != pytest.approx(float(losses[1]), rel=1e-2)
+
+
+def test_another_keras_backend_is_refused_with_the_way_out():
+    code = "from grw_keras import GRWRegularizer; GRWRegularizer()"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "grw_keras.keras3.GRWRegularizer. Received: KERAS_BACKEND=jax" in run.stderr
