@@ -20,9 +20,8 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _two_cpus():
-    """Two logical CPU devices, so that distribution strategies have something to distribute to."""
+def pytest_configure():
+    """Make two logical CPU devices, before any test module can start TensorFlow with one."""
     if os.environ["KERAS_BACKEND"] != "tensorflow":
         return
     import tensorflow as tf
@@ -34,7 +33,7 @@ def _two_cpus():
 
 
 @pytest.fixture(scope="session")
-def two_replicas(_two_cpus):
+def two_replicas():
     """One MirroredStrategy for all tests: TensorFlow mixes up the collectives of several."""
     import tensorflow as tf
 

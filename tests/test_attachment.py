@@ -1,0 +1,356 @@
+"""attach: on small models, on the official MoViNet and on a stock MobileNetV3."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from official.projects.movinet.modeling import movinet, movinet_model
+
+from grw_keras import attach, grw_loss
+from grw_keras.attachment import GRWModel, endpoints
+from grw_keras.losses import ShortClipError
+from grw_keras.normalization import EPSILON
+from tests.helpers import literal_loss
+
+layers = tf_keras.layers
+CLIPS = np.random.default_rng(0).random((4, 6, 16, 16, 3)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 0])
+CROSS_ENTROPY = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def small_cnn(name="cnn", time_stride=1):
+    """Functional: batch norm, dropout, an add_loss and a regularised kernel, all with state."""
+    tf_keras.utils.set_random_seed(1)
+    video = tf_keras.Input((None, None, None, 3), name="video")
+    x = layers.Conv3D(4, (1, 3, 3), strides=(time_stride, 2, 2), name="conv")(video)
+    x = layers.BatchNormalization(name="bn")(x)
+    x = layers.Dropout(0.5, name="drop")(x)
+    pooled = layers.Lambda(lambda x: tf.reduce_mean(x, [2, 3]), name="frames")(x)
+    x = layers.GlobalAveragePooling1D(name="clip")(pooled)
+    logits = layers.Dense(3, kernel_regularizer="l2", name="logits")(x)
+    model = tf_keras.Model(video, logits, name=name)
+    model.add_loss(0.001 * tf.reduce_sum(tf.square(pooled)))
+    return model
+
+
+def nested_model():
+    """The small CNN's features two models deep, with a branch round the nested models."""
+    inner = small_cnn("inner")
+    features = tf_keras.Model(inner.input, inner.get_layer("frames").output, name="features")
+    clip = tf_keras.Input((None, None, None, 3))
+    middle = tf_keras.Model(clip, features(2.0 * clip), name="middle")
+    video = tf_keras.Input((None, 16, 16, 3), name="video")
+    brightness = layers.Lambda(lambda x: tf.reduce_mean(x, [2, 3]), name="brightness")(video)
+    x = layers.Concatenate(name="joined")([middle(video), brightness])
+    logits = layers.Dense(3)(layers.GlobalAveragePooling1D()(x))
+    return tf_keras.Model(video, {"logits": logits, "embedding": x}, name="outer")
+
+
+def movinet_backbone(pooling="2d", **options):
+    """The official A0-Stream builder with the paper's settings."""
+    return movinet.Movinet(
+        model_id="a0",
+        causal=True,
+        conv_type="2plus1d",
+        se_type="2plus3d",
+        activation="hard_swish",
+        gating_activation="hard_sigmoid",
+        use_positional_encoding=False,
+        use_external_states=False,
+        average_pooling_type=pooling,
+        **options,
+    )
+
+
+def standardized(features):
+    frames = features.reshape(-1, features.shape[-1]).astype(np.float64)
+    scaled = (features - frames.mean(0)) / np.sqrt(frames.var(0) + EPSILON)
+    return scaled / np.sqrt(features.shape[-1])
+
+
+def test_the_loss_is_that_of_the_endpoint_in_training_mode():
+    base = small_cnn()
+    base.get_layer("drop").rate = 0.0
+    attached = attach(base, "conv", window=3, weight=2.0, alpha=0.25)
+    features = base.get_layer("conv")(CLIPS).numpy().mean(axis=(2, 3))
+    outputs = attached(CLIPS, training=True)
+    (loss,) = attached.regularizer.losses
+    expected = 2.0 * literal_loss(standardized(features), 3, 0.25)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(outputs, base(CLIPS, training=True), atol=1e-6)
+
+
+def test_final_placement_takes_the_features_as_they_are():
+    base = small_cnn()
+    attached = attach(base, "conv", "final", window=3, weight=1.0)
+    attached(CLIPS, training=True)
+    features = base.get_layer("conv")(CLIPS).numpy().mean(axis=(2, 3))
+    expected = literal_loss(features, 3, 0.5)
+    assert float(attached.regularizer.losses[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_base_models_own_losses_and_outputs_are_kept():
+    base = small_cnn()
+    attached = attach(base, "bn", window=3, weight=0.0)
+    assert isinstance(attached, GRWModel)
+    assert attached.base_model is base
+    base(CLIPS, training=False)
+    expected = sorted(float(loss) for loss in base.losses)
+    np.testing.assert_array_equal(attached(CLIPS), base(CLIPS))
+    found = sorted(float(loss) for loss in attached.losses)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    attached(CLIPS, training=True)
+    assert len(attached.losses) == len(expected) + 1 == 3
+    for one, other in zip(attached.weights, base.weights, strict=True):
+        assert one is other
+
+
+class Stateful(layers.Layer):
+    """Counts its training calls and draws noise from a generator of its own."""
+
+    def __init__(self):
+        super().__init__(name="stateful")
+        self.calls = tf.Variable(0, trainable=False)
+        self.generator = tf.random.Generator.from_seed(1)
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        self.calls.assign_add(1)
+        return x + self.generator.normal(tf.shape(x))
+
+
+def test_attaching_leaves_everything_as_it_was():
+    cnn = small_cnn()
+    video = tf_keras.Input((None, None, None, 3))
+    stateful = Stateful()
+    base = tf_keras.Model(video, cnn(stateful(video)))
+    variables = (*base.variables, stateful.generator.state)
+    before = [variable.numpy() for variable in variables]
+    tf.random.set_seed(5)
+    first = tf.random.uniform([3]).numpy()
+    tf.random.set_seed(5)
+    attached = attach(base, "frames", window=3, warmup_steps=10, normalization="affine")
+    np.testing.assert_array_equal(tf.random.uniform([3]), first)
+    for value, variable in zip(before, variables, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    base(CLIPS, training=True)  # which does change all of these kinds
+    changed = [(v.numpy() != b).any() for b, v in zip(before, variables, strict=True)]
+    assert sum(changed) == 4  # batch norm's mean and variance, the counter, the generator
+    assert int(attached.regularizer.step) == 0
+    assert all(np.isnan(float(metric.result())) for metric in attached.regularizer.metrics)
+    assert attached.regularizer.losses == []
+    assert len(cnn.get_layer("conv")._inbound_nodes) == 1
+
+
+def test_fit_trains_the_base_model_and_evaluate_measures_without_the_loss():
+    base = small_cnn()
+    plain = small_cnn()
+    attached = attach(base, "bn", window=3)
+    for model in (attached, plain):
+        model.compile(tf_keras.optimizers.Adam(1e-2), CROSS_ENTROPY, metrics=["accuracy"])
+    start = plain.evaluate(CLIPS, LABELS, verbose=0, return_dict=True)
+    found = attached.evaluate(CLIPS, LABELS, verbose=0, return_dict=True)
+    for name, value in start.items():
+        assert found[name] == pytest.approx(value, rel=1e-5)
+    base_features = tf_keras.Model(base.input, base.get_layer("bn").output)(CLIPS)
+    z = standardized(base_features.numpy().mean(axis=(2, 3)))
+    expected = float(grw_loss(z, window=3, alpha=0.0))
+    assert found["grw_ordering"] == pytest.approx(expected, rel=1e-4)
+
+    before = base.get_weights()
+    history = attached.fit(CLIPS, LABELS, epochs=3, verbose=0, validation_data=(CLIPS, LABELS))
+    assert np.isfinite(history.history["val_grw_order_accuracy"]).all()
+    assert np.abs(base.get_weights()[0] - before[0]).max() > 1e-3
+    np.testing.assert_allclose(attached.predict(CLIPS, verbose=0), base(CLIPS), atol=1e-5)
+
+
+def test_a_layer_deep_in_nested_models_is_found_and_regularised():
+    base = nested_model()
+    paths = [endpoint.path for endpoint in endpoints(base)]
+    assert "middle/features/conv" in paths
+    assert "brightness" in paths
+    attached = attach(base, "conv", window=3, weight=1.0)
+    assert attach(base, "features/conv", window=3).base_model is base
+    outputs = attached(CLIPS, training=True)
+    conv = base.get_layer("middle").get_layer("features").get_layer("conv")
+    features = conv(2.0 * CLIPS).numpy().mean(axis=(2, 3))
+    expected = literal_loss(standardized(features), 3, 0.5)
+    assert float(attached.regularizer.losses[0]) == pytest.approx(expected, rel=1e-4)
+    assert set(outputs) == {"logits", "embedding"}
+    inference = base(CLIPS)
+    for name, value in attached(CLIPS).items():
+        np.testing.assert_array_equal(value, inference[name])
+
+
+def test_an_output_key_is_an_endpoint():
+    attached = attach(nested_model(), "embedding", window=3)
+    attached(CLIPS, training=True)
+    assert len(attached.regularizer.losses) == 1
+
+
+def test_a_model_that_thins_out_time_gets_a_longer_trial_clip():
+    attached = attach(small_cnn(time_stride=3), "frames", window=4)
+    clips = np.zeros((1, 12, 32, 32, 3), np.float32)
+    attached(clips, training=True)
+    assert len(attached.regularizer.losses) == 1
+    with pytest.raises(ShortClipError, match="N=3 frames, window=4"):
+        attached(clips[:, :9], training=True)
+
+
+def test_unknown_endpoint_lists_the_candidates_and_the_closest():
+    with pytest.raises(ValueError, match=r"Did you mean 'conv'") as error:
+        attach(small_cnn(), "covn", window=3)
+    for line in ("conv [?, ?, ?, ?, 4]", "frames [?, ?, 4]"):
+        assert f"\n  {line}" in str(error.value)
+    assert "logits" not in str(error.value).partition("endpoints of shape")[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "endpoint", "options", "error", "message"),
+    [
+        (small_cnn, "logits", {}, ValueError, r"logits \[\?, 3\]"),
+        (small_cnn, "conv", {"placement": "middle"}, ValueError, r"placement='middle'"),
+        (small_cnn, "conv", {"window": 1}, ValueError, r"window=1"),
+        (small_cnn, "conv", {"lambda_": 1}, TypeError, r"lambda_"),
+    ],
+)
+def test_bad_arguments_are_refused(model, endpoint, options, error, message):
+    with pytest.raises(error, match=message):
+        attach(model(), endpoint, **options)
+
+
+def test_ambiguous_names_are_refused_with_the_full_paths():
+    one, two = small_cnn("one"), small_cnn("two")
+    video = tf_keras.Input((None, 16, 16, 3))
+    model = tf_keras.Model(video, one(video) + two(video))
+    with pytest.raises(ValueError, match=r"ambiguous: use one of one/conv .*two/conv"):
+        attach(model, "conv", window=3)
+    assert attach(model, "two/conv", window=3).base_model is model
+
+
+def test_a_layer_called_twice_is_refused():
+    video = tf_keras.Input((None, 8))
+    layer = layers.Dense(8, name="twice")
+    model = tf_keras.Model(video, layer(layer(video)))
+    with pytest.raises(ValueError, match="called several times"):
+        attach(model, "twice", window=3)
+
+
+class OwnCall(tf_keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    "make_model", [OwnCall, lambda: tf_keras.Sequential([layers.Dense(2)]), lambda: "no model"]
+)
+def test_models_without_a_graph_are_refused(make_model):
+    with pytest.raises(TypeError, match="functional tf_keras model"):
+        attach(make_model(), "dense")
+
+
+def test_a_functional_model_with_its_own_call_is_refused():
+    class Doubled(tf_keras.Model):
+        def call(self, inputs, training=None, mask=None):
+            return 2 * super().call(inputs, training, mask)
+
+    video = tf_keras.Input((None, 8))
+    with pytest.raises(TypeError, match="overrides `call`"):
+        attach(Doubled(video, layers.Dense(2)(video)), "dense")
+
+
+def test_a_sequential_model_is_taken():
+    model = tf_keras.Sequential([tf_keras.Input((None, 8)), layers.Dense(4, name="z")])
+    assert attach(model, "z", "final", window=3).base_model is model
+
+
+def test_a_loss_without_gradient_is_refused():
+    base = small_cnn()
+    for name in ("conv", "bn"):
+        base.get_layer(name).trainable = False
+    with pytest.raises(RuntimeError, match="no gradient"):
+        attach(base, "frames", window=3)
+
+
+def test_a_frame_pooled_endpoint_is_refused_with_the_remedy():
+    with pytest.raises(ShortClipError, match="average_pooling_type='2d'"):
+        attach(small_cnn(time_stride=100), "frames", window=3)
+
+
+def test_under_a_strategy_two_replicas_equal_one(two_replicas):
+    weights = []
+    for scope in (contextlib.nullcontext(), two_replicas.scope()):
+        with scope:
+            tf_keras.utils.set_random_seed(2)
+            video = tf_keras.Input((None, 8))
+            x = layers.Dense(4, name="z")(video)
+            x = layers.BatchNormalization(synchronized=True)(x)
+            base = tf_keras.Model(video, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+            model = attach(base, "z", window=3, synchronized=True)
+            model.compile(tf_keras.optimizers.SGD(0.1), CROSS_ENTROPY)
+        clips = CLIPS[:, :, 0, :8, 0] + CLIPS[:, :, 1, :8, 0]
+        data = tf.data.Dataset.from_tensor_slices((clips, LABELS)).batch(4).repeat(3)
+        model.fit(data, verbose=0)
+        weights.append(base.get_weights())
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("endpoint", ["head", "block2_layer1"])
+def test_official_movinet_trains_with_the_regulariser(endpoint):
+    base = movinet_backbone()
+    before = base.get_weights()
+    attached = attach(base, endpoint)
+    for one, other in zip(before, base.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    clips = np.random.default_rng(1).random((2, 5, 32, 32, 3)).astype(np.float32)
+
+    features = {}
+    with tf.GradientTape() as tape:
+        features.update(attached(clips, training=True)[0])
+        loss = tf.add_n(attached.regularizer.losses)
+    pooled = features[endpoint].numpy().mean(axis=(2, 3))
+    expected = 0.1 * literal_loss(standardized(pooled), 5, 0.5)
+    assert float(loss) == pytest.approx(expected, rel=1e-3)
+    stem = base.get_layer("stem").trainable_variables
+    assert all(g is not None for g in tape.gradient(loss, stem))
+
+
+@pytest.mark.slow
+def test_official_movinet_classifier_is_searched_inside():
+    backbone = movinet_backbone("3d")
+    classifier = movinet_model.MovinetClassifier(backbone, num_classes=3, output_states=False)
+    attached = attach(classifier, "block3_layer0", window=3)
+    attached.compile(tf_keras.optimizers.SGD(0.1), CROSS_ENTROPY)
+    clips = np.random.default_rng(1).random((2, 3, 32, 32, 3)).astype(np.float32)
+    history = attached.fit(clips, LABELS[:2], verbose=0).history
+    assert np.isfinite(history["loss"][0])
+    assert np.isfinite(history["grw_ordering"][0])
+
+
+@pytest.mark.slow
+def test_stock_mobilenet_v3_in_time_distributed():
+    cnn = tf_keras.applications.MobileNetV3Small(
+        input_shape=(32, 32, 3),
+        include_top=False,
+        weights=None,
+        pooling="avg",
+        include_preprocessing=False,
+    )
+    video = tf_keras.Input((None, 32, 32, 3))
+    z = layers.TimeDistributed(cnn, name="frames")(video)
+    logits = layers.Dense(3)(layers.GlobalAveragePooling1D()(z))
+    base = tf_keras.Model(video, logits)
+    before = base.get_weights()
+    attached = attach(base, "frames", window=3)
+    for one, other in zip(before, base.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    attached.compile(tf_keras.optimizers.Adam(1e-3), CROSS_ENTROPY)
+    clips = np.random.default_rng(1).random((4, 6, 32, 32, 3)).astype(np.float32)
+    history = attached.fit(clips, LABELS, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert np.isfinite(history["grw_ordering"]).all()

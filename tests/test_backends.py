@@ -1,0 +1,35 @@
+"""Runs the backend-neutral tests once more on JAX, and on PyTorch where it is installed."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NEUTRAL = ["tests/test_losses.py", "tests/test_normalization.py", "tests/test_keras3.py"]
+
+pytestmark = pytest.mark.skipif(
+    os.environ["KERAS_BACKEND"] != "tensorflow", reason="runs from the TensorFlow session only"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_tests_pass_on(backend, shared):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *NEUTRAL],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    (passed,) = re.findall(r"(\d+) passed", run.stdout)
+    assert int(passed) > 90

@@ -1,0 +1,92 @@
+"""The direction of imports inside the package, and what importing it costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import grw_keras
+
+PACKAGE = Path(grw_keras.__file__).parent
+# Each module may import those to its left. `None` stands for the package's __init__.
+ORDER = ["orderings", "backend", "losses", "normalization", "layer", "regularizer", "attachment"]
+HEAVY = {"tensorflow", "tf_keras", "jax", "torch", "official"}
+MAY_IMPORT_TENSORFLOW = {"regularizer", "attachment"}
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Names of the modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "grw_keras":
+            found |= {f"grw_keras.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def test_every_module_is_in_the_order():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "keras3", "__init__"}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_modules_import_only_what_stands_before_them(module):
+    before = {f"grw_keras.{name}" for name in ORDER[: ORDER.index(module)]}
+    own = {name for name in imports(PACKAGE / f"{module}.py") if name.startswith("grw_keras")}
+    assert own <= before
+
+
+def test_the_keras_3_layer_stands_on_the_shared_base_alone():
+    own = {n for n in imports(PACKAGE / "keras3.py") if n.startswith("grw_keras")}
+    assert own == {"grw_keras.layer"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_only_the_tf_keras_modules_need_tensorflow(path):
+    roots = {name.partition(".")[0] for name in imports(path, top_level_only=True)}
+    if path.stem not in MAY_IMPORT_TENSORFLOW:
+        assert not roots & HEAVY
+
+
+def loaded_after(code: str, **env: str) -> set[str]:
+    report = "import sys; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"],
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_imports_no_framework():
+    assert not loaded_after("import grw_keras; dir(grw_keras)") & {*HEAVY, "keras"}
+
+
+@pytest.mark.slow
+def test_the_loss_and_the_keras_3_layer_run_on_jax_without_tensorflow():
+    code = (
+        "import sys; sys.modules['tensorflow'] = None; sys.modules['tf_keras'] = None\n"
+        "import numpy as np, grw_keras, grw_keras.keras3\n"
+        "z = np.arange(5.0, dtype='float32').reshape(1, 5, 1)\n"
+        "layer = grw_keras.keras3.GRWRegularizer(weight=1.0); layer(z, training=True)\n"
+        "assert abs(float(layer.losses[0]) - float(grw_keras.grw_loss(z))) < 1e-6\n"
+        "sys.modules.pop('tensorflow'), sys.modules.pop('tf_keras')"
+    )
+    assert "tensorflow" not in loaded_after(code, KERAS_BACKEND="jax")
+
+
+def test_public_names_resolve_and_unknown_ones_do_not():
+    for name in grw_keras.__all__:
+        assert callable(getattr(grw_keras, name))
+        assert name in dir(grw_keras)
+        assert getattr(grw_keras, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'grw'"):
+        _ = grw_keras.grw
