@@ -35,7 +35,7 @@ constraints: $(READY)
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
-	  uv venv -q --allow-existing $(VENV) && \
+	  uv venv -q --seed --allow-existing $(VENV) && \
 	  uv pip install -q -p $(PY) -c constraints.txt -e ".[test,lint]"; \
 	else \
 	  python3 -m venv $(VENV) && \

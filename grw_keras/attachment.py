@@ -251,7 +251,7 @@ def _tap(model, endpoint: Endpoint) -> Callable:
 
 
 def _prove(attached: GRWModel) -> None:
-    """Raise unless a training call adds the loss, with a gradient; leave every variable as it was."""
+    """Raise unless a training call adds the loss, with a gradient; put every variable back."""
     strategy = tf.distribute.get_strategy()
     trainable = attached.base_model.trainable_variables
 
@@ -316,13 +316,12 @@ def _trace(function, attached: GRWModel):
 
 
 def _trial_input(tensor, frames: int, size: int):
-    """Values for an input of the model: random pixels, zeros for anything but video."""
-    video = tensor.shape.rank in (3, 5)
-    shape = [
-        known if known is not None else (1 if axis == 0 or not video else frames if axis == 1 else size)
-        for axis, known in enumerate(tensor.shape)
-    ]
-    if video and tensor.dtype.is_floating:
+    """Values for an input of the model: random video or embeddings, zeros for anything else."""
+    is_video = _is_video(tensor)
+    open_sizes = [1, frames, size, size, size] if is_video else [1] * tensor.shape.rank
+    known_sizes = zip(tensor.shape, open_sizes, strict=False)
+    shape = [unknown if known is None else known for known, unknown in known_sizes]
+    if is_video:
         return tf.cast(tf.random.stateless_uniform(shape, (0, 0)), tensor.dtype)
     return tf.zeros(shape, tensor.dtype)
 

@@ -1,5 +1,7 @@
 """What the GRW regulariser layers of tf_keras and of Keras 3 have in common."""
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 
@@ -9,16 +11,17 @@ from grw_keras.orderings import NUM_SAMPLED, resolve
 
 NORMALIZATIONS = (None, "batch", "affine")
 METRICS = ("ordering", "speed", "order_accuracy", "acceleration")
+_Layer: Any = object  # a Keras layer in the end: tf_keras's or Keras 3's
 
 
-class GRWRegularizerBase:
+class GRWRegularizerBase(_Layer):
     """Adds weight · L_smooth of its input to the model's losses; passes the input through.
 
     Mixed into a Keras layer class, which names its parts: `_dense`, `_mean_metric` and
     `_first_replica`. The public classes' docstrings describe the arguments.
     """
 
-    _measured = METRICS
+    _measured: tuple[str, ...] = METRICS
 
     def __init__(
         self,
@@ -64,8 +67,8 @@ class GRWRegularizerBase:
         self.synchronized = bool(synchronized)
         self.debug = bool(debug)
         self.supports_masking = True
-        self.step = None
-        self.affine = None
+        self.step: Any = None
+        self.affine: Any = None
         self._means = {metric: self._mean_metric(f"{name}_{metric}") for metric in self._measured}
 
     def build(self, input_shape):

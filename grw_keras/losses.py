@@ -11,27 +11,18 @@ D embedding width, K orderings, W = B C windows.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from grw_keras import backend
-from grw_keras.orderings import (
-    NUM_SAMPLED,
-    ExactOrderings,
-    check_window,
-    resolve,
-)
+from grw_keras.orderings import NUM_SAMPLED, ExactOrderings, check_window, resolve
 
 REDUCTIONS = ("mean", "sum", "none")
 UNREACHABLE = -1e30  # log-probability of no path at all; finite, so that its gradient is 0
-
-
-TOO_SHORT = (
-    "A clip must have at least one window of frames: use longer clips or a smaller window."
-)
+TOO_SHORT = "A clip must have at least one window of frames: use longer clips or a smaller window."
 
 
 class ShortClipError(ValueError):
@@ -53,11 +44,11 @@ class GRWTerms(NamedTuple):
         valid: bool, False for windows that touch a masked frame.
     """
 
-    ordering: object
-    speed: object
-    margin: object
-    acceleration: object
-    valid: object
+    ordering: Any
+    speed: Any
+    margin: Any
+    acceleration: Any
+    valid: Any
 
     @property
     def count(self):
@@ -196,7 +187,8 @@ def grw_terms(
         rival_sum, rival_best = _compare_with_rows(distances, orderings)
     speed = 0.5 * ops.sum(ops.diagonal(distances, offset=1, axis1=1, axis2=2), axis=1)
     per_window = (ops.softplus(rival_sum), speed, -rival_best, _mean_acceleration(frames))
-    return GRWTerms(*(ops.reshape(v, (batch, count)) for v in per_window), valid)
+    per_window = tuple(ops.reshape(values, (batch, count)) for values in per_window)
+    return GRWTerms(*per_window, valid=valid)
 
 
 def as_float(x):
@@ -324,9 +316,7 @@ def check_stride(stride: int | None, window: int) -> int:
 
 def _check_shapes(z, mask, window: int) -> None:
     if len(z.shape) != 3:
-        raise ValueError(
-            f"`z` must be embeddings [B, N, D]. Received: z of shape {tuple(z.shape)}"
-        )
+        raise ValueError(f"`z` must be embeddings [B, N, D]. Received: z of shape {tuple(z.shape)}")
     length = z.shape[1]
     if length is not None and length < window:
         raise ShortClipError(f"{TOO_SHORT} Received: N={length} frames, window={window}")

@@ -170,7 +170,8 @@ def exact_orderings(window: int) -> ExactOrderings:
         triples = _triple(window, earlier, j[:, None], k[:, None])
         last = np.arange(size + 1, window)  # where the true order 0 … size-1 may go instead
         branches = _triple(window, size - 2, size - 1, last)
-        layers.append(Layer(*(_read_only(a.astype(np.int32)) for a in (sources, triples, branches))))
+        tables = (_read_only(a.astype(np.int32)) for a in (sources, triples, branches))
+        layers.append(Layer(*tables))
         place = next_place
     return ExactOrderings(window, _read_only(first.astype(np.int32)), first_true, tuple(layers))
 

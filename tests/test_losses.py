@@ -250,6 +250,10 @@ def test_debug_works_under_jit_on_jax():
 
     loss = jax.jit(lambda z: grw_loss(z, window=3, debug=True))
     assert float(loss(np.zeros((1, 3, 1), np.float32))) == pytest.approx(np.log(2))
-    with pytest.raises(Exception, match="`z` must be finite"):
+
+    def run_on_nan():
         jax.block_until_ready(loss(np.full((1, 3, 1), np.nan, np.float32)))
         jax.effects_barrier()
+
+    with pytest.raises(Exception, match="`z` must be finite"):
+        run_on_nan()

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ortho_group
 
+from benchmarks.scale import WINDOWS as WINDOWS_OF_THEOREM_1
+from benchmarks.scale import smallest_loss
 from grw_keras import grw_loss
 from grw_keras.losses import grw_terms
 from grw_keras.orderings import resolve
@@ -107,29 +109,12 @@ def test_gradient_is_the_slope_of_the_loss(seed, window):
     assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("window", range(3, 13))
+@pytest.mark.parametrize("window", WINDOWS_OF_THEOREM_1)
 def test_optimal_radius_is_within_the_bound_of_theorem_1(window):
     result = smallest_loss(window)
-    bound = math.sqrt(2 * (window - 1) * (math.lgamma(window) + (window - 1) / 2))
+    bound = math.sqrt(2 * (window - 1) * (math.log(math.factorial(window - 1)) + (window - 1) / 2))
     assert result.success
     assert 1 < result.x.sum() <= bound
     # a minimum worth the name: below the uniform configuration that proves the theorem
-    assert result.fun < loss_of_steps(np.ones(window - 1))[0]
-
-
-def loss_of_steps(steps):
-    """Loss with α = 1 and its gradient for z = 0, s_1, s_1 + s_2, … (appendix A)."""
-    z = np.concatenate([[0.0], np.cumsum(steps)])[None, :, None]
-    loss, gradient = value_and_grad(
-        lambda z: grw_loss(z, window=z.shape[1], alpha=1.0, orderings="exact"), z
-    )
-    return float(loss), np.cumsum(gradient[0, :0:-1, 0])[::-1]
-
-
-def smallest_loss(window):
-    from scipy.optimize import minimize
-
-    starts = [np.full(window - 1, speed) for speed in (0.3, 1.0, 2.0)]
-    bounds = [(0, None)] * (window - 1)
-    results = [minimize(loss_of_steps, s, jac=True, bounds=bounds) for s in starts]
-    return min(results, key=lambda result: result.fun)
+    uniform = np.arange(float(window))[None, :, None]
+    assert result.fun < float(grw_loss(uniform, window=window, alpha=1.0, orderings="exact"))

@@ -248,7 +248,8 @@ def test_gradient_tape_loop_equals_fit():
             logits = by_hand(CLIPS, training=True)
             loss = by_hand.loss(LABELS, logits) + tf.add_n(by_hand.losses)
         variables = by_hand.trainable_variables
-        by_hand.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+        gradients = tape.gradient(loss, variables)
+        by_hand.optimizer.apply_gradients(zip(gradients, variables, strict=True))
     for one, other in zip(by_fit.get_weights(), by_hand.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -269,11 +270,14 @@ def test_weight_zero_changes_nothing():
     assert np.abs(without.get_weights()[0] - baseline.get_weights()[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("options", [
-    {},
-    {"normalization": "batch", "synchronized": True},
-    {"normalization": "affine", "warmup_steps": 2},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"normalization": "batch", "synchronized": True},
+        {"normalization": "affine", "warmup_steps": 2},
+    ],
+)
 def test_two_replicas_step_equals_one_replica_step(two_replicas, options):
     weights, metrics = [], []
     for scope in (contextlib.nullcontext(), two_replicas.scope()):
