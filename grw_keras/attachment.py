@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 import tf_keras
 from tf_keras.src.engine.functional import Functional
@@ -165,6 +166,11 @@ def _named(outputs) -> list[tuple[str, Any]]:
 
 
 def _check_functional(model) -> None:
+    if isinstance(model, keras.Model):
+        raise TypeError(
+            "attach takes tf_keras models; put a grw_keras.keras3.GRWRegularizer into a Keras 3 "
+            f"model where it is built. Received: {model!r}"
+        )
     runs_graph = isinstance(model, Functional) and getattr(model, "_graph_initialized", True)
     own_call = runs_graph and type(model).call not in (Functional.call, tf_keras.Sequential.call)
     if not runs_graph or own_call:

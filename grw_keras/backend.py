@@ -5,6 +5,17 @@ import numpy as np
 from keras import ops
 
 
+def refuse_foreign(x, name: str) -> None:
+    """Raise TypeError for a tensor of another framework, whose gradient would be lost silently."""
+    backend = keras.backend.backend()
+    root = type(x).__module__.partition(".")[0].replace("jaxlib", "jax")
+    if root in {"tensorflow", "jax", "torch"} - {backend}:
+        raise TypeError(
+            f"`{name}` is a {root} tensor, but Keras runs on {backend}: set KERAS_BACKEND={root} "
+            f"before keras is imported. Received: {name} of type {type(x).__name__}"
+        )
+
+
 def has_float64() -> bool:
     """Whether the backend computes in float64 as it is configured."""
     if keras.backend.backend() == "jax":

@@ -108,6 +108,7 @@ def grw_loss(
         ValueError: bad arguments or shapes, or under `debug` a NaN or infinity (in a compiled
             function the backend's own error).
         ShortClipError: N < T; a ValueError too.
+        TypeError: a tensor of another framework than the Keras backend's.
 
     Reference:
         Goldman, Giryes, Satyanarayanan: Smooth Regularization for Efficient Video Recognition,
@@ -193,6 +194,7 @@ def grw_terms(
 
 def as_float(x):
     """`x` as a tensor: float64 arrays stay so where the backend has them, all else is float32."""
+    backend.refuse_foreign(x, "z")
     is_double = hasattr(x, "dtype") and keras.backend.standardize_dtype(x.dtype) == "float64"
     if is_double and backend.has_float64():
         return ops.convert_to_tensor(x, "float64")

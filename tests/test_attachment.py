@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -145,12 +146,14 @@ def test_attaching_leaves_everything_as_it_was():
     assert len(cnn.get_layer("conv")._inbound_nodes) == 1
 
 
-def test_fit_trains_the_base_model_and_evaluate_measures_without_the_loss():
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_fit_trains_the_base_model_and_evaluate_measures_without_the_loss(jit_compile):
     base = small_cnn()
     plain = small_cnn()
     attached = attach(base, "bn", window=3)
     for model in (attached, plain):
-        model.compile(tf_keras.optimizers.Adam(1e-2), CROSS_ENTROPY, metrics=["accuracy"])
+        optimizer = tf_keras.optimizers.Adam(1e-2)
+        model.compile(optimizer, CROSS_ENTROPY, metrics=["accuracy"], jit_compile=jit_compile)
     start = plain.evaluate(CLIPS, LABELS, verbose=0, return_dict=True)
     found = attached.evaluate(CLIPS, LABELS, verbose=0, return_dict=True)
     for name, value in start.items():
@@ -260,6 +263,12 @@ def test_a_functional_model_with_its_own_call_is_refused():
     video = tf_keras.Input((None, 8))
     with pytest.raises(TypeError, match="overrides `call`"):
         attach(Doubled(video, layers.Dense(2)(video)), "dense")
+
+
+def test_a_keras_3_model_is_refused_with_the_way_out():
+    video = keras.Input((None, 8))
+    with pytest.raises(TypeError, match=r"grw_keras\.keras3\.GRWRegularizer"):
+        attach(keras.Model(video, keras.layers.Dense(2)(video)), "dense")
 
 
 def test_a_sequential_model_is_taken():

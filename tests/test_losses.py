@@ -257,3 +257,13 @@ def test_debug_works_under_jit_on_jax():
 
     with pytest.raises(Exception, match="`z` must be finite"):
         run_on_nan()
+
+
+def test_a_tensor_of_another_framework_is_refused():
+    class Foreign:
+        shape, dtype = (1, 5, 1), "float32"
+
+    other = "jax" if BACKEND == "tensorflow" else "tensorflow"
+    Foreign.__module__ = f"{other}.python.framework.ops"
+    with pytest.raises(TypeError, match=f"{other} tensor.*KERAS_BACKEND={other}"):
+        grw_loss(Foreign())
