@@ -69,6 +69,7 @@ class GRWModel(tf_keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        self._clear_losses()  # of the last training step, as a call of the model would
         outputs, z = self._with_endpoint(x)
         self.regularizer.update_metrics(z)
         self.compute_loss(x, y, outputs, sample_weight)

@@ -170,6 +170,18 @@ def test_fit_trains_the_base_model_and_evaluate_measures_without_the_loss(jit_co
     np.testing.assert_allclose(attached.predict(CLIPS, verbose=0), base(CLIPS), atol=1e-5)
 
 
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_validation_after_training_adds_no_smoothness_loss(run_eagerly):
+    base = small_cnn()
+    attached = attach(base, "bn", window=3, weight=100.0)
+    attached.compile(tf_keras.optimizers.SGD(0.0), CROSS_ENTROPY, run_eagerly=run_eagerly)
+    base.compile("sgd", CROSS_ENTROPY)
+    found = attached.fit(CLIPS, LABELS, verbose=0, validation_data=(CLIPS, LABELS)).history
+    expected = base.evaluate(CLIPS, LABELS, verbose=0)
+    assert found["val_loss"][0] == pytest.approx(expected, rel=1e-5)
+    assert found["loss"][0] > 10 * expected
+
+
 def test_a_layer_deep_in_nested_models_is_found_and_regularised():
     base = nested_model()
     paths = [endpoint.path for endpoint in endpoints(base)]
