@@ -74,7 +74,7 @@ def make_clips(count, rng):
     inside = np.clip(0.5 - signed_distance(kind, x, y, draw(2.5, 3.5)), 0, 1)
     clips = draw(0.0, 0.4) + draw(0.2, 0.6) * inside
     clips += 0.05 * rng.standard_normal(clips.shape, np.float32)
-    return np.clip(clips, 0, 1)[..., None], labels
+    return np.clip(clips, 0, 1).astype(np.float32)[..., None], labels
 
 
 def build_model(weight, steps):
