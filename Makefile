@@ -27,11 +27,13 @@ bench: $(READY)
 	$(PY) benchmarks/loss.py
 	$(PY) benchmarks/scale.py
 
-# One solution for every extra at once, so that any of them can be added later.
+# One solution for every extra at once, so that any of them can be added later. By pip's own
+# resolver: uv's takes no notice of upper bounds on the Python version.
 constraints: $(READY)
-	$(PY) -m pip install -q uv
-	$(PY) -m uv pip compile setup.cfg --all-extras --python-version 3.11 --no-annotate \
-	  --custom-compile-command "make constraints" --upgrade -o constraints.txt
+	$(PY) -m pip install -q pip-tools
+	CUSTOM_COMPILE_COMMAND="make constraints" $(PY) -m piptools compile -q --all-extras \
+	  --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --upgrade \
+	  -o constraints.txt setup.cfg
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
