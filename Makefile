@@ -33,6 +33,7 @@ constraints: $(READY)
 	$(PY) -m pip install -q pip-tools
 	CUSTOM_COMPILE_COMMAND="make constraints" $(PY) -m piptools compile -q --all-extras \
 	  --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --upgrade \
+	  --pip-args "--use-pep517" \
 	  -o constraints.txt setup.cfg
 
 $(READY): setup.cfg pyproject.toml constraints.txt
