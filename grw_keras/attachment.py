@@ -10,18 +10,11 @@ import tf_keras
 from tf_keras.src.engine.functional import Functional
 
 from grw_keras.losses import ShortClipError
+from grw_keras.proof import POOLED, prove
 from grw_keras.regularizer import GRWRegularizer
 
 NORMALIZATION = {"intermediate": "batch", "final": None}  # figure 3, figure 4
 STATE_PREFIX = "state_"  # of the official MoViNet's stream buffers among its outputs
-TRIAL_SIZES = (32, 64, 128, 224, 320)  # pixels, tried in turn where the model leaves them open
-TRIAL_LENGTHS = (1, 2, 4, 8, 16)  # windows, tried in turn in case the model thins out time
-
-
-POOLED = (
-    "The endpoint must keep the frames apart, at least a window of them; is it pooled over time? "
-    "(For its head, build the official MoViNet with average_pooling_type='2d'.)"
-)
 
 
 class Endpoint(NamedTuple):
@@ -63,7 +56,7 @@ class GRWModel(tf_keras.Model):
     def call(self, inputs, training=None, mask=None):
         if not training:
             return self.base_model(inputs, training=training, mask=mask)
-        outputs, z = self._with_endpoint(inputs)
+        outputs, z = self._with_endpoint(inputs, mask)
         self.regularizer(z, training=training)
         return outputs
 
@@ -71,12 +64,20 @@ class GRWModel(tf_keras.Model):
         x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
         self._clear_losses()  # of the last training step, as a call of the model would
         outputs, z = self._with_endpoint(x)
-        self.regularizer.update_metrics(z)
+        self.regularizer.update_metrics(z, getattr(z, "_keras_mask", None))
         self.compute_loss(x, y, outputs, sample_weight)
         return self.compute_metrics(x, y, outputs, sample_weight)
 
+    def save(self, *args, **kwargs):
+        raise RuntimeError(
+            "A GRWModel is for training and can't be loaded again: save `base_model`, or use "
+            f"`save_weights`. Received: save of {self.name!r}"
+        )
 
-def attach(model, endpoint: str, placement: str = "intermediate", **options) -> GRWModel:
+
+def attach(
+    model, endpoint: str, placement: str = "intermediate", *, example=None, **options
+) -> GRWModel:
     """Put GRW-smoothing on the output of a layer of `model`, without cloning or changing it.
 
     The result trains the very layers of `model`: what `fit` learns is in `model` too. Before it
@@ -91,13 +92,15 @@ def attach(model, endpoint: str, placement: str = "intermediate", **options) -> 
         placement: `"intermediate"` standardises the features for the loss (figure 3);
             `"final"` takes them as they are, for an endpoint that is the learnable affine map
             of figure 4.
+        example: an input to prove it with, for models that take no random video: what the
+            model is called with, a tensor or a structure of tensors.
         **options: arguments of `GRWRegularizer`.
 
     Returns:
         A `GRWModel`, to be compiled and fitted.
 
     Raises:
-        TypeError: `model` is no functional tf_keras model.
+        TypeError: `model` is no functional tf_keras model, or overrides its methods.
         ValueError: unknown or ambiguous endpoint, one of the wrong shape, bad options, or no
             input size on which the model runs.
         RuntimeError: the loss does not arrive.
@@ -120,15 +123,16 @@ def attach(model, endpoint: str, placement: str = "intermediate", **options) -> 
             f"Received: placement={placement!r}"
         )
     regularizer = GRWRegularizer(**{"normalization": NORMALIZATION[placement], **options})
+    _check_model(model, regularizer.name)
     found = _find(model, endpoint, regularizer.window)
     regularizer.build(found.tensor.shape)
     attached = GRWModel(model, found, regularizer)
-    _prove(attached)
+    prove(attached, found, example)
     return attached
 
 
 def endpoints(model) -> list[Endpoint]:
-    """The endpoints of `model` that a regulariser can be attached to, in the model's order."""
+    """The endpoints of a functional `model` that `attach` takes, in the model's order."""
     return [e for e in _outputs(model) if _is_video(e.tensor)]
 
 
@@ -138,7 +142,6 @@ def _is_video(tensor) -> bool:
 
 def _outputs(model, nodes=(), prefix="") -> list[Endpoint]:
     """Every layer's first output, then the named model outputs; nested models searched."""
-    _check_functional(model)
     found = []
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
@@ -146,7 +149,7 @@ def _outputs(model, nodes=(), prefix="") -> list[Endpoint]:
                 continue
             path = prefix + node.layer.name
             found.append(Endpoint(path, nodes, tf.nest.flatten(node.outputs)[0]))
-            if isinstance(node.layer, Functional):
+            if _runs_its_graph(node.layer):
                 found += _outputs(node.layer, (*nodes, node), f"{path}/")
     known = {(e.path, id(e.tensor)) for e in found}
     return found + [
@@ -166,24 +169,47 @@ def _named(outputs) -> list[tuple[str, Any]]:
     return []
 
 
-def _check_functional(model) -> None:
+def _runs_its_graph(model) -> bool:
+    """Whether calling `model` does nothing but run a graph of layers that can be read."""
+    if isinstance(model, tf_keras.Sequential):
+        return model._graph_initialized and type(model).call is tf_keras.Sequential.call
+    return isinstance(model, Functional) and type(model).call is Functional.call
+
+
+def _check_model(model, name: str) -> None:
+    if isinstance(model, GRWModel):
+        raise TypeError(
+            "The model has a regulariser attached already; for another endpoint attach to its "
+            f"`base_model` and add up the losses in your own loop. Received: {model!r}"
+        )
     if isinstance(model, keras.Model):
         raise TypeError(
             "attach takes tf_keras models; put a grw_keras.keras3.GRWRegularizer into a Keras 3 "
             f"model where it is built. Received: {model!r}"
         )
-    runs_graph = isinstance(model, Functional) and getattr(model, "_graph_initialized", True)
-    own_call = runs_graph and type(model).call not in (Functional.call, tf_keras.Sequential.call)
-    if not runs_graph or own_call:
-        kind = "overrides `call`" if own_call else "is not a functional tf_keras model"
+    if not isinstance(model, tf_keras.Model) or not _runs_its_graph(model):
         raise TypeError(
-            f"attach needs a functional tf_keras model (tf_keras.Model(inputs, outputs), or a "
-            f"sequential one that is built), because it reads the model's graph; this one {kind}. "
-            f"Put a GRWRegularizer into the model's own code instead. Received: {model!r}"
+            "attach needs a functional tf_keras model (tf_keras.Model(inputs, outputs), or a "
+            "sequential one that is built) without a `call` of its own, because it reads the "
+            "model's graph. Put a GRWRegularizer into the model's own code instead. "
+            f"Received: {model!r}"
+        )
+    for method in ("train_step", "test_step", "compute_loss"):
+        if getattr(type(model), method) is not getattr(tf_keras.Model, method):
+            raise TypeError(
+                f"The model overrides `{method}`, which the attached model would not call. Put a "
+                f"GRWRegularizer into the model's own code instead. Received: {model!r}"
+            )
+    if any(metric.name.startswith(f"{name}_") for metric in model.metrics):
+        raise ValueError(
+            "The model holds metrics of another regulariser of that name: pass a name of its own "
+            f"to this one. Received: name={name!r}"
         )
 
 
 def _find(model, name: str, window: int) -> Endpoint:
+    if not isinstance(name, str):
+        raise TypeError(f"`endpoint` must be a name. Received: endpoint={name!r}")
     outputs = _outputs(model)
     matches = [e for e in outputs if e.path == name or e.path.endswith(f"/{name}")]
     if not matches:
@@ -196,12 +222,17 @@ def _find(model, name: str, window: int) -> Endpoint:
             f"`endpoint` must name a layer or an output of the model.{hint} Received: "
             f"endpoint={name!r}. Its endpoints of shape [B, N, D] or [B, N, H, W, D]:\n  {listing}"
         )
-    exact = [e for e in matches if e.path == name]
-    matches = exact or matches
-    if len({id(e.tensor) for e in matches}) > 1:
+    matches = [e for e in matches if e.path == name] or matches
+    if len({(*map(id, e.nodes), id(e.tensor)) for e in matches}) > 1:
+        paths = sorted({e.path for e in matches})
+        if len(paths) == 1:
+            raise ValueError(
+                "A layer or nested model that is called several times can't be an endpoint. "
+                f"Received: endpoint={name!r}, called {len(matches)} times"
+            )
         raise ValueError(
-            f"endpoint={name!r} is ambiguous: use one of {', '.join(map(str, matches))}; a layer "
-            "that is called several times can't be an endpoint"
+            f"`endpoint` is ambiguous: use one of {', '.join(map(repr, paths))}. "
+            f"Received: endpoint={name!r}"
         )
     endpoint = matches[0]
     if not _is_video(endpoint.tensor):
@@ -215,29 +246,44 @@ def _find(model, name: str, window: int) -> Endpoint:
     return endpoint
 
 
-def _tap(model, endpoint: Endpoint) -> Callable:
-    """A function of inputs that runs `model` and returns (its outputs, the endpoint's value).
+class _NestedTap(tf_keras.layers.Layer):
+    """Calls a nested model's tap as the nested model would be called: `training`, `mask`, scope."""
 
-    It walks the graph of `model` as the model's own `call` does, through the same layers, and
-    does the same inside each nested model on the way to the endpoint.
+    def __init__(self, model, endpoint: Endpoint):
+        super().__init__(name=model.name, autocast=False)
+        self._run = _tap(model, endpoint)
+
+    def call(self, inputs, training=None, mask=None):
+        return self._run(inputs, mask)
+
+
+def _tap(model, endpoint: Endpoint) -> Callable:
+    """A function of (inputs, mask) that runs `model`: (its outputs, the endpoint's value).
+
+    It walks the graph as the model's own `call` does, through the same layers, and does so
+    inside each nested model on the way to the endpoint. A functional model of two outputs would
+    not do: it leaves out nodes that lead to no output, `add_loss` among them, and can't reach
+    into nested models without calling, and so changing, the layers around them.
     """
     nested_node, *deeper = endpoint.nodes or (None,)
     if nested_node is not None:
-        nested = _tap(nested_node.layer, endpoint._replace(nodes=tuple(deeper)))
+        nested = _NestedTap(nested_node.layer, endpoint._replace(nodes=tuple(deeper)))
 
-    def run(inputs):
+    def run(inputs, mask=None):
         values: dict[str, list] = {}
 
         def store(tensor_ids, tensors):
             for tensor_id, tensor in zip(tensor_ids, tensors, strict=True):
                 values[tensor_id] = [tensor] * (model._tensor_usage_count[tensor_id] + 1)
 
-        references = model.inputs
         given = model._flatten_to_reference_inputs(inputs)
-        store(
-            [str(id(reference)) for reference in references],
-            map(model._conform_to_reference_input, given, references),
-        )
+        given = list(map(model._conform_to_reference_input, given, model.inputs))
+        if mask is not None:
+            for tensor, its_mask in zip(
+                given, model._flatten_to_reference_inputs(mask), strict=True
+            ):
+                tensor._keras_mask = its_mask
+        store([str(id(reference)) for reference in model.inputs], given)
         tapped = None
         for depth in sorted(model._nodes_by_depth, reverse=True):
             for node in model._nodes_by_depth[depth]:
@@ -245,7 +291,7 @@ def _tap(model, endpoint: Endpoint) -> Callable:
                     continue
                 args, kwargs = node.map_arguments(values)
                 if node is nested_node:
-                    outputs, tapped = nested(args[0])
+                    outputs, tapped = nested(*args, **kwargs)
                 else:
                     outputs = node.layer(*args, **kwargs)
                 store(node.flat_output_ids, tf.nest.flatten(outputs))
@@ -255,88 +301,3 @@ def _tap(model, endpoint: Endpoint) -> Callable:
         return tf.nest.pack_sequence_as(model.output, results), tapped
 
     return run
-
-
-def _prove(attached: GRWModel) -> None:
-    """Raise unless a training call adds the loss, with a gradient; put every variable back."""
-    strategy = tf.distribute.get_strategy()
-    trainable = attached.base_model.trainable_variables
-
-    def step(inputs):
-        with tf.GradientTape() as tape:
-            attached(inputs, training=True)
-            added = attached.regularizer.losses
-            arrived = bool(added) and all(any(a is b for b in attached.losses) for a in added)
-            loss = tf.add_n(added) if arrived else None
-        if not arrived:
-            raise RuntimeError(
-                "The regulariser's loss did not reach the model's losses in a training call. "
-                f"Received: endpoint of {attached.base_model!r}"
-            )
-        gradients = [g for g in tape.gradient(loss, trainable) if g is not None]
-        if trainable and not gradients:
-            raise RuntimeError(
-                "The regulariser's loss has no gradient with respect to any trainable weight: "
-                "all layers before the endpoint are frozen or stop the gradient. "
-                f"Received: model {attached.base_model!r}"
-            )
-        return loss
-
-    inputs, traced = _trace(lambda inputs: strategy.run(step, (inputs,)), attached)
-    before = [(handle, _read(handle)) for handle in traced.captured_inputs if _is_variable(handle)]
-    try:
-        losses = strategy.experimental_local_results(traced(inputs))
-    finally:
-        for handle, value in before:
-            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
-        attached._clear_losses()  # the trace's, which no one could read
-    if not all(bool(tf.math.is_finite(loss)) for loss in losses):
-        raise RuntimeError(
-            "The regulariser's loss is not finite on random input. "
-            f"Received: losses={[float(loss) for loss in losses]}"
-        )
-
-
-def _trace(function, attached: GRWModel):
-    """Compile `function` for the smallest input that the model takes; return (input, function)."""
-    window = attached.regularizer.window
-    error: Exception | None = None
-    for size in TRIAL_SIZES:
-        for windows in TRIAL_LENGTHS:
-            inputs = [_trial_input(t, windows * window, size) for t in attached.base_model.inputs]
-            inputs = tf.nest.pack_sequence_as(attached.base_model.input, inputs)
-            try:
-                return inputs, tf.function(function).get_concrete_function(inputs)
-            except ShortClipError as short:
-                error = short
-            except (ValueError, tf.errors.InvalidArgumentError) as unfit:
-                error = unfit
-                break
-        if isinstance(error, ShortClipError):
-            frames = tuple(n * window for n in TRIAL_LENGTHS)
-            raise ShortClipError(f"{POOLED} Received: window={window}, tried frames={frames}")
-    raise ValueError(
-        "The model could not be run on a trial input of the smallest sizes. "
-        f"Received: inputs {[str(spec) for spec in attached.base_model.inputs]}, tried "
-        f"{window} frames and, where the size is open, {TRIAL_SIZES} pixels"
-    ) from error
-
-
-def _trial_input(tensor, frames: int, size: int):
-    """Values for an input of the model: random video or embeddings, zeros for anything else."""
-    is_video = _is_video(tensor)
-    open_sizes = [1, frames, size, size, size] if is_video else [1] * tensor.shape.rank
-    known_sizes = zip(tensor.shape, open_sizes, strict=False)
-    shape = [unknown if known is None else known for known, unknown in known_sizes]
-    if is_video:
-        return tf.cast(tf.random.stateless_uniform(shape, (0, 0)), tensor.dtype)
-    return tf.zeros(shape, tensor.dtype)
-
-
-def _is_variable(handle) -> bool:
-    return handle.dtype == tf.resource and bool(handle._handle_data.shape_and_type)
-
-
-def _read(handle):
-    dtype = tf.as_dtype(handle._handle_data.shape_and_type[0].dtype)
-    return tf.identity(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))

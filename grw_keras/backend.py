@@ -26,10 +26,11 @@ def has_float64() -> bool:
 
 
 def full_precision_matmul(x, constant: np.ndarray):
-    """`x @ constant` with float32 products kept whole where accelerators would shorten them.
+    """`x @ constant` in at least float32 where accelerators would shorten its products.
 
     TensorFlow and JAX may multiply float32 matrices in TF32 (10 bits) on recent GPUs, which is
-    too coarse for differences of energies. PyTorch keeps float32 unless told otherwise.
+    too coarse for differences of energies. TensorFlow can't be told otherwise for one product,
+    so it is done in float64 there; PyTorch keeps float32 unless the user says otherwise.
 
     Shapes: x [W, P], constant [P, K], result [W, K] of x's dtype.
     """

@@ -2,16 +2,15 @@
 
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 from grw_keras import backend, normalization
-from grw_keras.losses import GRWTerms, as_float, check_stride, check_weight, grw_terms
-from grw_keras.orderings import NUM_SAMPLED, resolve
+from grw_keras.losses import GRWTerms, as_float, check_stride, check_weight, clean, grw_terms
+from grw_keras.orderings import NUM_SAMPLED, check_integer, resolve
 
 NORMALIZATIONS = (None, "batch", "affine")
 METRICS = ("ordering", "speed", "order_accuracy", "acceleration")
-_Layer: Any = object  # a Keras layer in the end: tf_keras's or Keras 3's
+_Layer: Any = object  # to type checkers a Keras layer: tf_keras's or Keras 3's, once mixed in
 
 
 class GRWRegularizerBase(_Layer):
@@ -37,17 +36,13 @@ class GRWRegularizerBase(_Layer):
         normalization: str | None = None,
         synchronized: bool = False,
         debug: bool = False,
-        name: str = "grw",
+        name: str | None = "grw",
         **kwargs,
     ):
         super().__init__(name=name, autocast=False, **kwargs)
         check_weight("alpha", alpha)
         check_weight("weight", weight)
-        if not isinstance(warmup_steps, (int, np.integer)) or warmup_steps < 0:
-            raise ValueError(
-                "`warmup_steps` must be an integer of at least 0. "
-                f"Received: warmup_steps={warmup_steps!r}"
-            )
+        check_integer("warmup_steps", warmup_steps, 0)
         if normalization not in NORMALIZATIONS:
             raise ValueError(
                 f"`normalization` must be one of {', '.join(map(repr, NORMALIZATIONS))}. "
@@ -69,13 +64,20 @@ class GRWRegularizerBase(_Layer):
         self.supports_masking = True
         self.step: Any = None
         self.affine: Any = None
-        self._means = {metric: self._mean_metric(f"{name}_{metric}") for metric in self._measured}
+        self._means = {
+            metric: self._mean_metric(f"{self.name}_{metric}") for metric in self._measured
+        }
 
     def build(self, input_shape):
         if len(input_shape) not in (3, 5):
             raise ValueError(
                 f"{type(self).__name__} takes embeddings [B, N, D] or, channels last, features "
                 f"[B, N, H, W, D]. Received: input of shape {tuple(input_shape)}"
+            )
+        if input_shape[-1] is None:
+            raise ValueError(
+                "The last dimension of the input, D, must be known. "
+                f"Received: input of shape {tuple(input_shape)}"
             )
         if self.warmup_steps:
             self.step = self.add_weight(
@@ -88,7 +90,10 @@ class GRWRegularizerBase(_Layer):
             )
         if self.normalization == "affine":
             self.affine = self._dense(
-                input_shape[-1], kernel_initializer="identity", dtype="float32", name="affine"
+                input_shape[-1],
+                kernel_initializer="identity",
+                dtype=self.variable_dtype,
+                name="affine",
             )
             self.affine.build((*input_shape[:2], input_shape[-1]))
         super().build(input_shape)
@@ -97,12 +102,13 @@ class GRWRegularizerBase(_Layer):
         if training:
             terms = self.terms(inputs, mask)
             self._update(terms)
-            self.add_loss(self._warm_weight() * self._mean_loss(terms))
+            loss = self._mean_loss(terms)
+            self.add_loss(ops.cast(self._warm_weight(), loss.dtype) * loss)
         return inputs
 
     def terms(self, inputs, mask=None) -> GRWTerms:
         """The parts of equation 6 for the inputs as the loss sees them: pooled, normalised."""
-        z = normalization.pool_space(as_float(inputs))
+        z, mask = clean(normalization.pool_space(as_float(inputs)), mask, self.window)
         if self.normalization == "batch":
             z = normalization.standardize(z, mask, synchronized=self.synchronized)
         elif self.normalization == "affine":

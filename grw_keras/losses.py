@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from grw_keras import backend
-from grw_keras.orderings import NUM_SAMPLED, ExactOrderings, check_window, resolve
+from grw_keras.orderings import NUM_SAMPLED, ExactOrderings, check_integer, check_window, resolve
 
 REDUCTIONS = ("mean", "sum", "none")
 UNREACHABLE = -1e30  # log-probability of no path at all; finite, so that its gradient is 0
@@ -107,7 +107,8 @@ def grw_loss(
     Raises:
         ValueError: bad arguments or shapes, or under `debug` a NaN or infinity (in a compiled
             function the backend's own error).
-        ShortClipError: N < T; a ValueError too.
+        ShortClipError: N < T; a ValueError too. Where N is unknown until a compiled function of
+            TensorFlow runs, InvalidArgumentError; XLA drops that check, and the loss is 0.
         TypeError: a tensor of another framework than the Keras backend's.
 
     Reference:
@@ -164,13 +165,7 @@ def grw_terms(
     """
     check_window(window)
     stride = check_stride(stride, window)
-    z = as_float(z)
-    mask = None if mask is None else ops.cast(ops.convert_to_tensor(mask), "bool")
-    _check_shapes(z, mask, window)
-    if z.shape[1] is None:
-        z = backend.check_length(z, window, f"{TOO_SHORT} Received: window={window}")
-    if mask is not None:
-        z = ops.where(mask[..., None], z, ops.zeros_like(z))
+    z, mask = clean(z, mask, window)
     if debug:
         z = backend.check_finite(z, "z")
     frames = split_windows(z, window, stride)
@@ -190,6 +185,18 @@ def grw_terms(
     per_window = (ops.softplus(rival_sum), speed, -rival_best, _mean_acceleration(frames))
     per_window = tuple(ops.reshape(values, (batch, count)) for values in per_window)
     return GRWTerms(*per_window, valid=valid)
+
+
+def clean(z, mask, window: int):
+    """`z` as floats with zeros in its masked frames, `mask` as bools or None; shapes checked."""
+    z = as_float(z)
+    mask = None if mask is None else ops.cast(ops.convert_to_tensor(mask), "bool")
+    _check_shapes(z, mask, window)
+    if z.shape[1] is None:
+        z = backend.check_length(z, window, f"{TOO_SHORT} Received: window={window}")
+    if mask is not None:
+        z = ops.where(mask[..., None], z, ops.zeros_like(z))
+    return z, mask
 
 
 def as_float(x):
@@ -236,7 +243,8 @@ def _compare_with_rows(distances, rows: np.ndarray):
     gains, repeats = _rival_gains(rows.tobytes(), window)
     distances = ops.reshape(_centred(distances, window), (-1, window**2))
     logits = backend.full_precision_matmul(distances, gains)
-    return ops.logsumexp(logits, axis=1), ops.max(logits + ops.cast(repeats, logits.dtype), axis=1)
+    others = logits + ops.cast(repeats, logits.dtype)
+    return ops.logsumexp(logits, axis=1), _max(others, axis=1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -278,17 +286,21 @@ def _compare_exactly(distances, tables: ExactOrderings):
     def run(total):
         values = ops.cast(start, energies.dtype) - ops.take(energies, tables.first, axis=0)
         values = values + energies[true_triples[0]]
-        for layer, true_triple in zip(tables.layers, true_triples[1:], strict=True):
-            steps = ops.take(values, layer.sources, axis=0)
-            values = total(steps - ops.take(energies, layer.triples, axis=0), axis=1)
-            if len(layer.branches):
-                left = -ops.take(energies, layer.branches, axis=0)
-                head = total(ops.stack([values[: len(layer.branches)], left]), axis=0)
-                values = ops.concatenate([head, values[len(layer.branches) :]], axis=0)
+        for stage, true_triple in zip(tables.stages, true_triples[1:], strict=True):
+            steps = ops.take(values, stage.sources, axis=0)
+            values = total(steps - ops.take(energies, stage.triples, axis=0), axis=1)
+            if len(stage.branches):
+                left = -ops.take(energies, stage.branches, axis=0)
+                head = total(ops.stack([values[: len(stage.branches)], left]), axis=0)
+                values = ops.concatenate([head, values[len(stage.branches) :]], axis=0)
             values = values + energies[true_triple]
         return total(values, axis=0)
 
-    return run(ops.logsumexp), run(ops.max)
+    return run(ops.logsumexp), run(_max)
+
+
+def _max(x, axis):
+    return ops.max(x, axis=axis, initial=UNREACHABLE)  # which also allows an empty batch
 
 
 def _mean_acceleration(frames):
@@ -309,16 +321,15 @@ def check_stride(stride: int | None, window: int) -> int:
     """The stride to use; raise unless it is None or an integer of at least 1."""
     if stride is None:
         return window
-    if not isinstance(stride, (int, np.integer)) or isinstance(stride, bool) or stride < 1:
-        raise ValueError(
-            f"`stride` must be None or an integer of at least 1. Received: stride={stride!r}"
-        )
+    check_integer("stride", stride, 1, " or None")
     return int(stride)
 
 
 def _check_shapes(z, mask, window: int) -> None:
     if len(z.shape) != 3:
         raise ValueError(f"`z` must be embeddings [B, N, D]. Received: z of shape {tuple(z.shape)}")
+    if z.shape[-1] is None:
+        raise ValueError(f"The width D of `z` must be known. Received: z of shape {z.shape}")
     length = z.shape[1]
     if length is not None and length < window:
         raise ShortClipError(f"{TOO_SHORT} Received: N={length} frames, window={window}")

@@ -21,26 +21,21 @@ def pool_space(features):
     )
 
 
-def standardize(z, mask=None, *, synchronized: bool = False, epsilon: float = EPSILON):
+def standardize(z, mask=None, *, synchronized: bool = False):
     """Z = BN(z) / √D: zero mean and mean squared norm 1 over the frames of the batch.
 
     Each channel is standardised over batch and time together with this batch's own statistics,
     without learnable parameters and without running averages.
 
     Args:
-        z: embeddings [B, N, D], float32 or float64.
+        z: embeddings [B, N, D], float32 or float64; finite in masked frames too.
         mask: bool [B, N]; frames where it is False enter no statistic.
         synchronized: take the statistics over all replicas of a tf.distribute strategy.
-        epsilon: added to the variance.
 
     Reference:
         Section 3.2 of the paper, "Intermediate Layer Smoothing", and figure 3.
     """
-    if mask is None:
-        weights = ops.ones_like(z[..., :1])
-    else:
-        weights = ops.cast(mask, z.dtype)[..., None]
-        z = ops.where(weights > 0, z, ops.zeros_like(z))
+    weights = ops.ones_like(z[..., :1]) if mask is None else ops.cast(mask, z.dtype)[..., None]
 
     def total(values):
         local = ops.sum(values * weights, axis=(0, 1))
@@ -52,4 +47,4 @@ def standardize(z, mask=None, *, synchronized: bool = False, epsilon: float = EP
     count = total(ops.ones_like(weights))
     centred = z - mean(z)
     variance = mean(ops.square(centred))
-    return centred * ops.rsqrt(variance + epsilon) / math.sqrt(z.shape[-1])
+    return centred * ops.rsqrt(variance + EPSILON) / math.sqrt(z.shape[-1])

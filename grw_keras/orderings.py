@@ -21,11 +21,11 @@ MAX_EXACT_WINDOW = 14  # 1.8e6 transitions a window
 MODES = ("auto", "all", "exact", "sampled")
 
 
-class Layer(NamedTuple):
+class Stage(NamedTuple):
     """One step of the dynamic programme: a visited set grows by its new last frame.
 
     A state is (visited set, last but one frame j, last frame k). `sources[s, a]` is the state of
-    the previous layer that reaches state s through `triples[s, a]`, the frames (i, j, k) as one
+    the previous stage that reaches state s through `triples[s, a]`, the frames (i, j, k) as one
     flat index into [T, T, T]. States that the true order's prefix also reaches by leaving the
     true order come first; `branches` holds the triple by which it does.
     """
@@ -38,14 +38,14 @@ class Layer(NamedTuple):
 class ExactOrderings(NamedTuple):
     """Tables of the subset dynamic programme over all (T-1)! orderings of a window.
 
-    `first` holds the triples (0, j, k) of the layer of two visited frames, and `first_true` which
-    of its states is the true order's prefix; `layers` continues from three frames to T - 1.
+    `first` holds the triples (0, j, k) of the stage of two visited frames, and `first_true` which
+    of its states is the true order's prefix; `stages` continue from three frames to T - 1.
     """
 
     window: int
     first: np.ndarray  # int32 [(T - 1)(T - 2)]
     first_true: int
-    layers: tuple[Layer, ...]
+    stages: tuple[Stage, ...]
 
 
 def resolve(orderings, window: int, *, num_orderings: int = NUM_SAMPLED, seed: int = 0):
@@ -74,6 +74,8 @@ def resolve(orderings, window: int, *, num_orderings: int = NUM_SAMPLED, seed: i
         'ExactOrderings'
     """
     check_window(window)
+    check_integer("num_orderings", num_orderings, 2, ": the true order and one to compare it with")
+    check_integer("seed", seed, 0)
     if not isinstance(orderings, str):
         return _checked(orderings, window)
     if orderings not in MODES:
@@ -96,13 +98,18 @@ def _automatic(window: int) -> str:
     return "exact" if window <= AUTO_EXACT_WINDOW else "sampled"
 
 
+def check_integer(name: str, value, minimum: int, why: str = "") -> None:
+    """Raise unless `value` is an integer of at least `minimum`; `why` goes into the message."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < minimum:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {minimum}{why}. Received: {name}={value!r}"
+        )
+
+
 def check_window(window: int) -> None:
     """Raise unless `window` is an integer of at least 3."""
-    if not _is_integer(window) or window < MIN_WINDOW:
-        raise ValueError(
-            f"`window` must be an integer of at least {MIN_WINDOW}, because an acceleration "
-            f"spans three frames. Received: window={window!r}"
-        )
+    check_integer("window", window, MIN_WINDOW, ", because an acceleration spans three frames")
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,13 +135,6 @@ def sampled_orderings(window: int, num_orderings: int = NUM_SAMPLED, seed: int =
     than the exact one by about log((T-1)! / K).
     """
     check_window(window)
-    if not _is_integer(num_orderings) or num_orderings < 2:
-        raise ValueError(
-            "`num_orderings` must be an integer of at least 2: the true order and one to "
-            f"compare it with. Received: num_orderings={num_orderings!r}"
-        )
-    if not _is_integer(seed) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}")
     rows = np.tile(np.arange(window, dtype=np.int32), (num_orderings, 1))
     rows[1:, 1:] = np.random.default_rng(seed).permuted(rows[1:, 1:], axis=1)
     return _read_only(rows)
@@ -161,7 +161,7 @@ def exact_orderings(window: int) -> ExactOrderings:
     place, keys = _states(n, 2)
     first = _triple(window, np.zeros(len(keys), np.int64), keys[:, 1], keys[:, 2])
     first_true = int(place[0b11, 0, 1])
-    layers = []
+    stages = []
     for size in range(3, n + 1):
         next_place, keys = _states(n, size)
         visited, j, k = keys.T
@@ -171,9 +171,9 @@ def exact_orderings(window: int) -> ExactOrderings:
         last = np.arange(size + 1, window)  # where the true order 0 … size-1 may go instead
         branches = _triple(window, size - 2, size - 1, last)
         tables = (_read_only(a.astype(np.int32)) for a in (sources, triples, branches))
-        layers.append(Layer(*tables))
+        stages.append(Stage(*tables))
         place = next_place
-    return ExactOrderings(window, _read_only(first.astype(np.int32)), first_true, tuple(layers))
+    return ExactOrderings(window, _read_only(first.astype(np.int32)), first_true, tuple(stages))
 
 
 def _states(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +206,13 @@ def _triple(window: int, i, j, k):
 
 
 def _checked(orderings, window: int) -> np.ndarray:
-    rows = np.asarray(orderings)
+    try:
+        rows = np.asarray(orderings)
+    except ValueError as ragged:
+        raise ValueError(
+            f"`orderings` must have rows of one length, [K, window] = [K, {window}]. "
+            f"Received: {ragged}"
+        ) from ragged
     if rows.ndim != 2 or rows.shape[1] != window or rows.dtype.kind not in "iu":
         raise ValueError(
             f"`orderings` as an array must be integers of shape [K, window] = [K, {window}]. "
@@ -226,10 +232,6 @@ def _checked(orderings, window: int) -> np.ndarray:
             f"row. Received: {len(rows)} rows, {int(is_true.sum())} of them the true order"
         )
     return rows.astype(np.int32)
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -35,11 +35,13 @@ class GRWRegularizer(GRWRegularizerBase, tf_keras.layers.Layer):
         seed: seed of `"sampled"`.
         normalization: what the loss, and only the loss, does to its input first. None: nothing.
             `"batch"`: figure 3, each channel standardised over batch and time, divided by √D.
-            `"affine"`: a learnable affine map, the identity at first.
+            `"affine"`: a learnable affine map, the identity at first, seen by the loss alone;
+            for figure 4, where the head reads its output too, use `Dense(D)` and None.
         synchronized: under a tf.distribute strategy, take the statistics of `"batch"` and the
             number of valid windows over all replicas.
         debug: raise on NaN or infinite embeddings.
-        name: layer name, and prefix of the metrics' names.
+        name: layer name, and prefix of the metrics' names. The second regulariser of a model
+            needs a name of its own.
 
     Input shape: [B, N, D], or [B, N, H, W, D], which is averaged over space for the loss. A
         Keras mask [B, N] excludes every window that touches a masked frame.

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 from official.projects.movinet.modeling import movinet, movinet_model
 
-from grw_keras import attach, grw_loss
+from grw_keras import GRWRegularizer, attach, grw_loss
 from grw_keras.attachment import GRWModel, endpoints
 from grw_keras.losses import ShortClipError
 from grw_keras.normalization import EPSILON
@@ -200,6 +200,141 @@ def test_a_layer_deep_in_nested_models_is_found_and_regularised():
         np.testing.assert_array_equal(value, inference[name])
 
 
+def test_a_nested_model_keeps_the_arguments_it_is_called_with():
+    inner_input = tf_keras.Input((None, 8))
+    normed = layers.BatchNormalization(name="bn")(layers.Dense(4, name="z")(inner_input))
+    inner = tf_keras.Model(inner_input, layers.Dropout(0.5)(normed), name="frozen")
+    video = tf_keras.Input((None, 8))
+    x = inner(video, training=False)  # the idiom for fine-tuning on a frozen backbone
+    base = tf_keras.Model(video, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+    attached = attach(base, "z", window=3)
+    clips = CLIPS[:, :, 0, :8, 0]
+    expected = base(clips, training=True)
+    np.testing.assert_allclose(attached(clips, training=True), expected, rtol=1e-6)
+    np.testing.assert_array_equal(inner.get_layer("bn").moving_mean, 0)
+    assert len(attached.regularizer.losses) == 1
+
+
+def masked_model():
+    video = tf_keras.Input((None, 8))
+    z = layers.Dense(4, bias_initializer="ones", name="z")(layers.Masking()(video))
+    return tf_keras.Model(video, layers.Dense(3)(layers.GlobalAveragePooling1D()(z)))
+
+
+def test_padding_counts_neither_in_training_nor_in_validation():
+    clips = CLIPS[:, :, 0, :8, 0].copy()
+    clips[1:, 3:] = 0.0
+    base = masked_model()
+    attached = attach(base, "z", "final", window=3)
+    attached.compile(tf_keras.optimizers.SGD(0.0), CROSS_ENTROPY)
+    found = attached.fit(clips, LABELS, verbose=0, validation_data=(clips, LABELS)).history
+    z = base.get_layer("z")(clips)
+    valid = np.stack([z[0, :3], z[0, 3:], *z[1:, :3]])
+    expected = float(grw_loss(valid, window=3, alpha=0.0))
+    assert found["grw_ordering"][0] == pytest.approx(expected, rel=1e-5)
+    assert found["val_grw_ordering"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_mask_passed_to_the_model_reaches_the_base_model_and_the_loss():
+    clips = CLIPS[:, :, 0, :8, 0]
+    mask = np.ones((4, 6), bool)
+    mask[:, 3:] = False
+    video = tf_keras.Input((None, 8))
+    z = layers.Dense(4, name="z")(video)
+    base = tf_keras.Model(video, layers.Dense(3)(layers.GlobalAveragePooling1D()(z)))
+    attached = attach(base, "z", "final", window=3, weight=1.0)
+    outputs = attached(clips, training=True, mask=tf.constant(mask))
+    expected = base(clips, training=True, mask=tf.constant(mask))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-6)
+    loss = literal_loss(base.get_layer("z")(clips).numpy()[:, :3], 3, 0.5)
+    assert float(attached.regularizer.losses[0]) == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "grey", "mask input", "dict"])
+def test_models_with_other_inputs_get_a_fitting_trial(kind):
+    if kind == "uint8":
+        inputs = tf_keras.Input((None, 8, 8, 3), dtype="uint8")
+        x = layers.Rescaling(1 / 255)(inputs)
+    elif kind == "grey":
+        inputs = tf_keras.Input((None, 8, 8))
+        x = layers.Reshape((-1, 8, 8, 1))(inputs)
+    else:
+        video, keep = tf_keras.Input((None, 8, 8, 3)), tf_keras.Input((None,), dtype="bool")
+        x = video * tf.cast(keep, tf.float32)[..., None, None, None]
+        inputs = {"video": video, "keep": keep} if kind == "dict" else [video, keep]
+    # uint8 zeros carry no gradient to a kernel, so that there is a bias
+    z = layers.TimeDistributed(layers.Conv2D(4, 3), name="z")(x)
+    base = tf_keras.Model(inputs, layers.GlobalAveragePooling3D()(z))
+    assert attach(base, "z", window=3).base_model is base
+
+
+def test_an_example_stands_in_where_no_trial_fits():
+    length = 12  # the model takes no other, but does not say so
+    video = tf_keras.Input((None, 4))
+    z = layers.Dense(4, name="z")(tf.reshape(video, (-1, length, 4)))
+    base = tf_keras.Model(video, z + tf.ones((1, length, 1)) * video)
+    with pytest.raises(ValueError, match=r"pass `example`"):
+        attach(base, "z", window=5)
+    example = np.random.default_rng(0).random((1, 12, 4)).astype(np.float32)
+    assert attach(base, "z", window=5, example=example).base_model is base
+
+
+def test_weights_are_saved_and_loaded_but_the_wrapper_is_not(tmp_path):
+    one, two = (attach(small_cnn(), "bn", window=3) for _ in range(2))
+    one.base_model.get_layer("conv").kernel.assign_add(tf.ones((1, 3, 3, 3, 4)))
+    one.save_weights(tmp_path / "attached.weights.h5")
+    two.load_weights(tmp_path / "attached.weights.h5")
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(RuntimeError, match="save `base_model`"):
+        one.save(tmp_path / "model.keras")
+
+
+def test_a_second_regulariser_needs_a_name_of_its_own():
+    video = tf_keras.Input((None, 8))
+    z = GRWRegularizer(window=3)(layers.Dense(4, name="first")(video))
+    base = tf_keras.Model(video, layers.Dense(4, name="second")(z))
+    with pytest.raises(ValueError, match="name='grw'"):
+        attach(base, "second", window=3)
+    attached = attach(base, "second", window=3, name="grw2")
+    attached.compile("sgd", "mse")
+    clips = CLIPS[:, :, 0, :8, 0]
+    history = attached.fit(clips, clips[..., :4], verbose=0).history
+    assert {"grw_ordering", "grw2_ordering"} <= set(history)
+
+
+def test_a_nested_model_with_its_own_call_hides_only_itself():
+    video = tf_keras.Input((None, 8))
+    z = layers.Dense(4, name="z")(video)
+    assert attach(tf_keras.Model(video, OwnCall()(z)), "z", window=3).regularizer.window == 3
+
+
+class OwnStep(tf_keras.Model):
+    def train_step(self, data):
+        return {}
+
+
+def test_a_model_with_its_own_train_step_is_refused():
+    video = tf_keras.Input((None, 8))
+    with pytest.raises(TypeError, match="overrides `train_step`"):
+        attach(OwnStep(video, layers.Dense(2, name="z")(video)), "z", window=3)
+
+
+def test_an_attached_model_and_a_layer_object_are_refused():
+    base = small_cnn()
+    with pytest.raises(TypeError, match="attached already"):
+        attach(attach(base, "bn", window=3), "conv", window=3)
+    with pytest.raises(TypeError, match="must be a name"):
+        attach(base, base.get_layer("conv"), window=3)
+
+
+def test_a_wholly_frozen_model_is_refused():
+    base = small_cnn()
+    base.trainable = False
+    with pytest.raises(RuntimeError, match="no gradient"):
+        attach(base, "frames", window=3)
+
+
 def test_an_output_key_is_an_endpoint():
     attached = attach(nested_model(), "embedding", window=3)
     attached(CLIPS, training=True)
@@ -241,17 +376,20 @@ def test_ambiguous_names_are_refused_with_the_full_paths():
     one, two = small_cnn("one"), small_cnn("two")
     video = tf_keras.Input((None, 16, 16, 3))
     model = tf_keras.Model(video, one(video) + two(video))
-    with pytest.raises(ValueError, match=r"ambiguous: use one of one/conv .*two/conv"):
+    with pytest.raises(ValueError, match=r"ambiguous: use one of 'one/conv', 'two/conv'"):
         attach(model, "conv", window=3)
     assert attach(model, "two/conv", window=3).base_model is model
 
 
-def test_a_layer_called_twice_is_refused():
+def test_a_layer_or_nested_model_called_twice_is_refused():
     video = tf_keras.Input((None, 8))
     layer = layers.Dense(8, name="twice")
     model = tf_keras.Model(video, layer(layer(video)))
-    with pytest.raises(ValueError, match="called several times"):
+    with pytest.raises(ValueError, match=r"called several times.*'twice', called 2 times"):
         attach(model, "twice", window=3)
+    siamese = tf_keras.Model(video, layers.Add()([model(video), model(2.0 * video)]))
+    with pytest.raises(ValueError, match="called several times"):
+        attach(siamese, f"{model.name}/twice", window=3)
 
 
 class OwnCall(tf_keras.Model):
@@ -273,7 +411,7 @@ def test_a_functional_model_with_its_own_call_is_refused():
             return 2 * super().call(inputs, training, mask)
 
     video = tf_keras.Input((None, 8))
-    with pytest.raises(TypeError, match="overrides `call`"):
+    with pytest.raises(TypeError, match="without a `call` of its own"):
         attach(Doubled(video, layers.Dense(2)(video)), "dense")
 
 

@@ -73,8 +73,12 @@ def test_the_committed_table_tells_the_same(table):
             for key, errors in sorted(table.items()):
                 writer.writerow([*key, *(f"{errors.get(name, np.nan):.1e}" for name in ERRORS)])
     with TABLE.open() as file:
-        committed = list(csv.DictReader(file))
-    assert {tuple(row[key] for key in KEYS) for row in committed} == {
-        tuple(map(str, key)) for key in table
-    }
-    assert max(float(row["loss_error"]) for row in committed) <= 1e-5
+        committed = {tuple(row[key] for key in KEYS): row for row in csv.DictReader(file)}
+    assert len(committed) == len(table)
+    for key, errors in table.items():
+        row = committed[tuple(map(str, key))]
+        for name, error in errors.items():  # other processors round differently
+            assert float(row[name]) / 10 - 1e-6 <= error <= 10 * float(row[name]) + 1e-6, (
+                key,
+                name,
+            )

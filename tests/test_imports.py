@@ -10,10 +10,19 @@ import pytest
 import grw_keras
 
 PACKAGE = Path(grw_keras.__file__).parent
-# Each module may import those to its left. `None` stands for the package's __init__.
-ORDER = ["orderings", "backend", "losses", "normalization", "layer", "regularizer", "attachment"]
+# Each module may import those to its left.
+ORDER = [
+    "orderings",
+    "backend",
+    "losses",
+    "normalization",
+    "layer",
+    "regularizer",
+    "proof",
+    "attachment",
+]
 HEAVY = {"tensorflow", "tf_keras", "jax", "torch", "official"}
-MAY_IMPORT_TENSORFLOW = {"regularizer", "attachment"}
+MAY_IMPORT_TENSORFLOW = {"regularizer", "proof", "attachment"}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:

@@ -54,8 +54,8 @@ def test_auto_is_all_then_exact_then_sampled(window, kind):
 
 @pytest.mark.parametrize("window", range(3, 10))
 def test_exact_tables_have_the_documented_number_of_transitions(window):
-    layers = exact_orderings(window).layers
-    assert sum(layer.sources.size for layer in layers) == orderings.num_transitions(window)
+    stages = exact_orderings(window).stages
+    assert sum(stage.sources.size for stage in stages) == orderings.num_transitions(window)
 
 
 def test_array_is_taken_as_it_is():
@@ -78,6 +78,7 @@ def test_array_is_taken_as_it_is():
         ([[0, 1, 2]], 3, r"at least one other row"),
         ([[0, 1, 2]], 4, r"\[K, 4\].*shape=\(1, 3\)"),
         ([[0.0, 1.0, 2.0]], 3, r"dtype=float64"),
+        ([[0, 1, 2], [0, 1]], 3, r"rows of one length, \[K, window\] = \[K, 3\]"),
     ],
 )
 def test_bad_choice_is_refused_with_what_was_received(choice, window, message):
@@ -85,8 +86,11 @@ def test_bad_choice_is_refused_with_what_was_received(choice, window, message):
         resolve(choice, window)
 
 
-@pytest.mark.parametrize("options", [{"num_orderings": 1}, {"num_orderings": 2.5}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "options", [{"num_orderings": 1}, {"num_orderings": 2.5}, {"seed": -1}, {"seed": True}]
+)
 def test_bad_sampling_options_are_refused(options):
     (name,) = options
-    with pytest.raises(ValueError, match=f"`{name}` must be .*{name}={options[name]}"):
-        resolve("sampled", 9, **options)
+    for mode in ("sampled", "all"):
+        with pytest.raises(ValueError, match=f"`{name}` must be .*{name}={options[name]}"):
+            resolve(mode, 9, **options)

@@ -99,6 +99,47 @@ def test_keras_masks_of_ragged_clips_are_respected_and_passed_on():
     assert float(model.losses[0]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("normalization", [None, "batch", "affine"])
+def test_masked_rubbish_reaches_neither_loss_nor_gradients(normalization):
+    mask = np.arange(11)[None] < np.array([[11], [5], [6], [9]])
+    layer = GRWRegularizer(window=5, weight=1.0, normalization=normalization)
+    expected = loss_of(layer, np.where(mask[..., None], Z, 0).astype(np.float32), mask=mask)
+    rubbish = tf.constant(np.where(mask[..., None], Z, np.nan))
+    with tf.GradientTape() as tape:
+        tape.watch(rubbish)
+        layer(rubbish, mask=mask.astype(np.int32) * 255, training=True)
+        (loss,) = layer.losses
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    for gradient in tape.gradient(loss, [rubbish, *layer.trainable_weights]):
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("normalization", [None, "batch", "affine"])
+def test_a_mask_of_the_wrong_shape_is_refused(normalization):
+    with pytest.raises(ValueError, match=r"`mask` must be \[B, N\].*\(4, 7\)"):
+        GRWRegularizer(normalization=normalization)(Z, mask=np.ones((4, 7)), training=True)
+
+
+@pytest.mark.parametrize("normalization", [None, "batch", "affine"])
+def test_float64_stays_float64(normalization):
+    layer = GRWRegularizer(window=5, weight=1.0, warmup_steps=2, normalization=normalization)
+    layer = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
+    z = tf.constant(Z, tf.float64)
+    layer(z, training=True)
+    layer(z, training=True)
+    assert layer.losses[0].dtype == tf.float64
+
+
+def test_an_empty_batch_adds_nothing():
+    for orderings in ("all", "exact"):
+        assert loss_of(GRWRegularizer(window=5, orderings=orderings), Z[:0]) == 0
+
+
+def test_the_name_none_is_kerass_own_and_the_metrics_follow():
+    layer = GRWRegularizer(name=None)
+    assert {metric.name for metric in layer.metrics} >= {f"{layer.name}_speed"}
+
+
 def test_warm_up_raises_the_weight_linearly():
     layer = GRWRegularizer(window=5, weight=0.2, warmup_steps=4)
     full = 0.2 * literal_loss(Z, 5, 0.5)
@@ -165,6 +206,8 @@ def test_config_round_trip_through_a_saved_model(tmp_path):
         ({"weight": -0.1}, r"`weight`.*weight=-0\.1"),
         ({"weight": "big"}, r"weight='big'"),
         ({"warmup_steps": -1}, r"`warmup_steps`.*warmup_steps=-1"),
+        ({"warmup_steps": True}, r"warmup_steps=True"),
+        ({"seed": 2.7}, r"seed=2\.7"),
         ({"stride": 0}, r"stride=0"),
         ({"orderings": "any"}, r"orderings='any'"),
         ({"orderings": [[0, 1, 1, 2, 3]]}, r"permutation"),
@@ -179,6 +222,8 @@ def test_bad_arguments_are_refused(options, message):
 def test_bad_inputs_are_refused():
     with pytest.raises(ValueError, match=r"\[B, N, D\].*\(2, 3\)"):
         GRWRegularizer()(np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="D, must be known"):
+        GRWRegularizer()(tf_keras.Input((None, None)))
     with pytest.raises(ValueError, match="N=4 frames, window=5"):
         GRWRegularizer()(Z[:, :4], training=True)
     rubbish = np.where(Z > 2, np.nan, Z)
