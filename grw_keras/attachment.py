@@ -40,7 +40,8 @@ class GRWModel(tf_keras.Model):
 
     Outputs, weights and their order are the base model's (the weights that the regulariser
     has, if any, come last). In evaluation the regulariser adds no loss but its metrics are
-    updated; in inference it takes no part. Save and export `base_model`.
+    updated; in inference it takes no part. `save`, `save_weights` and `load_weights`, and with
+    them `ModelCheckpoint`, are the base model's.
 
     Attributes:
         base_model: the model passed to `attach`, untouched.
@@ -69,10 +70,16 @@ class GRWModel(tf_keras.Model):
         return self.compute_metrics(x, y, outputs, sample_weight)
 
     def save(self, *args, **kwargs):
-        raise RuntimeError(
-            "A GRWModel is for training and can't be loaded again: save `base_model`, or use "
-            f"`save_weights`. Received: save of {self.name!r}"
-        )
+        """Saves the base model, which can be loaded without the regulariser."""
+        self.base_model.save(*args, **kwargs)
+
+    def save_weights(self, *args, **kwargs):
+        """Saves the base model's weights."""
+        self.base_model.save_weights(*args, **kwargs)
+
+    def load_weights(self, *args, **kwargs):
+        """Loads the base model's weights."""
+        return self.base_model.load_weights(*args, **kwargs)
 
 
 def attach(

@@ -8,10 +8,19 @@ from grw_keras.layer import METRICS, GRWRegularizerBase
 
 @keras.saving.register_keras_serializable("grw_keras")
 class GRWMean(keras.metrics.Mean):
-    """A mean that is NaN, not 0, while it has seen nothing (the layer skips evaluation)."""
+    """A mean that is NaN, not 0, while it has seen nothing (the layer skips evaluation).
+
+    It stays out of weight files, so that those of a model without the layer can be loaded.
+    """
 
     def result(self):
         return ops.divide(self.total, self.count)
+
+    def save_own_variables(self, store):
+        del store
+
+    def load_own_variables(self, store):
+        del store
 
 
 @keras.saving.register_keras_serializable("grw_keras")
@@ -35,3 +44,11 @@ class GRWRegularizer(GRWRegularizerBase, keras.layers.Layer):
                 "Received: synchronized=True on PyTorch"
             )
         super().__init__(window, synchronized=synchronized, **kwargs)
+
+    def __call__(self, inputs, *args, **kwargs):
+        if type(inputs).__module__.startswith("tf_keras."):
+            raise TypeError(
+                "This is the Keras 3 layer, which a tf_keras model would drop without a word: use "
+                f"grw_keras.GRWRegularizer. Received: inputs={inputs}"
+            )
+        return super().__call__(inputs, *args, **kwargs)

@@ -5,7 +5,15 @@ from typing import Any
 from keras import ops
 
 from grw_keras import backend, normalization
-from grw_keras.losses import GRWTerms, as_float, check_stride, check_weight, clean, grw_terms
+from grw_keras.losses import (
+    GRWTerms,
+    as_float,
+    check_length,
+    check_stride,
+    check_weight,
+    clean,
+    grw_terms,
+)
 from grw_keras.orderings import NUM_SAMPLED, check_integer, resolve
 
 NORMALIZATIONS = (None, "batch", "affine")
@@ -79,6 +87,7 @@ class GRWRegularizerBase(_Layer):
                 "The last dimension of the input, D, must be known. "
                 f"Received: input of shape {tuple(input_shape)}"
             )
+        check_length(input_shape[1], self.window)
         if self.warmup_steps:
             self.step = self.add_weight(
                 name="step",
@@ -108,6 +117,8 @@ class GRWRegularizerBase(_Layer):
 
     def terms(self, inputs, mask=None) -> GRWTerms:
         """The parts of equation 6 for the inputs as the loss sees them: pooled, normalised."""
+        if not self.built:
+            self.build(inputs.shape)
         z, mask = clean(normalization.pool_space(as_float(inputs)), mask, self.window)
         if self.normalization == "batch":
             z = normalization.standardize(z, mask, synchronized=self.synchronized)
@@ -138,6 +149,10 @@ class GRWRegularizerBase(_Layer):
         base = super().get_config()
         base.pop("autocast", None)
         return {**base, **config}
+
+    def load_own_variables(self, store):
+        if store.keys():  # a file of the model without this layer has no step to restore
+            super().load_own_variables(store)
 
     def _mean_loss(self, terms: GRWTerms):
         """Mean over valid windows; of all replicas where `synchronized`.

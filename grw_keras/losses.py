@@ -325,14 +325,18 @@ def check_stride(stride: int | None, window: int) -> int:
     return int(stride)
 
 
+def check_length(length: int | None, window: int) -> None:
+    """Raise ShortClipError where a known number of frames N is below T."""
+    if length is not None and length < window:
+        raise ShortClipError(f"{TOO_SHORT} Received: N={length} frames, window={window}")
+
+
 def _check_shapes(z, mask, window: int) -> None:
     if len(z.shape) != 3:
         raise ValueError(f"`z` must be embeddings [B, N, D]. Received: z of shape {tuple(z.shape)}")
     if z.shape[-1] is None:
         raise ValueError(f"The width D of `z` must be known. Received: z of shape {z.shape}")
-    length = z.shape[1]
-    if length is not None and length < window:
-        raise ShortClipError(f"{TOO_SHORT} Received: N={length} frames, window={window}")
+    check_length(z.shape[1], window)
     if mask is None:
         return
     both = zip(mask.shape, z.shape[:2], strict=False)

@@ -215,7 +215,8 @@ def _checked(orderings, window: int) -> np.ndarray:
         ) from ragged
     if rows.ndim != 2 or rows.shape[1] != window or rows.dtype.kind not in "iu":
         raise ValueError(
-            f"`orderings` as an array must be integers of shape [K, window] = [K, {window}]. "
+            f"`orderings` as an array must be integers of shape [K, window] = [K, {window}]; for a "
+            "sample use orderings='sampled' with num_orderings=K. "
             f"Received: shape={rows.shape}, dtype={rows.dtype}"
         )
     true_order = np.arange(window)

@@ -7,8 +7,9 @@ from grw_keras.losses import ShortClipError
 TRIAL_SIZES = (32, 64, 128, 224, 320)  # pixels, tried in turn where the model leaves them open
 TRIAL_LENGTHS = (1, 2, 4, 8, 16)  # windows, tried in turn in case the model thins out time
 POOLED = (
-    "The endpoint must keep the frames apart, at least a window of them; is it pooled over time? "
-    "(For its head, build the official MoViNet with average_pooling_type='2d'.)"
+    "The endpoint must keep the frames apart, at least a window of them; is it pooled or thinned "
+    "out over time? Use an earlier layer or a smaller window. (For its head, build the official "
+    "MoViNet with average_pooling_type='2d'.)"
 )
 
 

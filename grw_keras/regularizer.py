@@ -9,10 +9,19 @@ from grw_keras.layer import GRWRegularizerBase
 
 @tf_keras.saving.register_keras_serializable("grw_keras")
 class GRWMean(tf_keras.metrics.Mean):
-    """A mean that is NaN, not 0, while it has seen nothing (the layer skips evaluation)."""
+    """A mean that is NaN, not 0, while it has seen nothing (the layer skips evaluation).
+
+    It stays out of weight files, so that those of a model without the layer can be loaded.
+    """
 
     def result(self):
         return tf.math.divide(self.total, self.count)
+
+    def save_own_variables(self, store):
+        del store
+
+    def load_own_variables(self, store):
+        del store
 
 
 @tf_keras.saving.register_keras_serializable("grw_keras")
@@ -53,8 +62,12 @@ class GRWRegularizer(GRWRegularizerBase, tf_keras.layers.Layer):
         likeliest; `{name}_acceleration`, the mean of |z_{t+2} - 2 z_{t+1} + z_t|. Over the
         valid windows of the training calls since the last reset; NaN where there were none.
 
+    Loading: import the class (`from grw_keras import GRWRegularizer`) before `load_model`. Weight
+        files of the same model without the layer can be loaded too.
+
     Raises:
         ValueError: bad arguments or input shape.
+        TypeError: called on a Keras 3 tensor.
         RuntimeError: Keras 3 runs on another backend than TensorFlow.
 
     Reference:
@@ -82,3 +95,11 @@ class GRWRegularizer(GRWRegularizerBase, tf_keras.layers.Layer):
                 f"{keras.backend.backend()}"
             )
         super().__init__(window, **kwargs)
+
+    def __call__(self, inputs, *args, **kwargs):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError(
+                "This is the tf_keras layer, which a Keras 3 model would drop without a word: use "
+                f"grw_keras.keras3.GRWRegularizer. Received: inputs={inputs}"
+            )
+        return super().__call__(inputs, *args, **kwargs)

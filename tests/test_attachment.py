@@ -279,15 +279,27 @@ def test_an_example_stands_in_where_no_trial_fits():
     assert attach(base, "z", window=5, example=example).base_model is base
 
 
-def test_weights_are_saved_and_loaded_but_the_wrapper_is_not(tmp_path):
-    one, two = (attach(small_cnn(), "bn", window=3) for _ in range(2))
-    one.base_model.get_layer("conv").kernel.assign_add(tf.ones((1, 3, 3, 3, 4)))
-    one.save_weights(tmp_path / "attached.weights.h5")
-    two.load_weights(tmp_path / "attached.weights.h5")
-    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    with pytest.raises(RuntimeError, match="save `base_model`"):
-        one.save(tmp_path / "model.keras")
+def test_checkpoints_are_the_base_models(tmp_path):
+    video = tf_keras.Input((None, 8))
+    z = layers.Dense(4, name="z")(video)
+    base = tf_keras.Model(video, layers.Dense(3)(layers.GlobalAveragePooling1D()(z)))
+    attached = attach(base, "z", window=3, normalization="affine")
+    attached.compile("sgd", CROSS_ENTROPY)
+    clips = CLIPS[:, :, 0, :8, 0]
+    checkpoints = [
+        tf_keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras")),
+        tf_keras.callbacks.ModelCheckpoint(
+            str(tmp_path / "base.weights.h5"), save_weights_only=True
+        ),
+    ]
+    attached.fit(clips, LABELS, verbose=0, callbacks=checkpoints)
+    trained = base(clips).numpy()
+    loaded = tf_keras.models.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_allclose(loaded(clips), trained, rtol=1e-6)
+    for model in (base, attached):
+        base.set_weights([np.zeros_like(w) for w in base.get_weights()])
+        model.load_weights(tmp_path / "base.weights.h5")
+        np.testing.assert_allclose(base(clips), trained, rtol=1e-6)
 
 
 def test_a_second_regulariser_needs_a_name_of_its_own():

@@ -110,3 +110,24 @@ def test_bad_arguments_and_inputs_are_refused():
 def test_synchronized_is_refused_on_pytorch():
     with pytest.raises(ValueError, match="synchronized=True on PyTorch"):
         GRWRegularizer(synchronized=True)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf_keras needs TensorFlow")
+def test_a_tf_keras_tensor_is_refused_rather_than_dropped():
+    import tf_keras
+
+    with pytest.raises(TypeError, match=r"use grw_keras\.GRWRegularizer"):
+        GRWRegularizer()(tf_keras.Input((None, 6)))
+
+
+def test_weight_files_of_the_model_without_the_layer_can_be_loaded(tmp_path):
+    def model(with_layer):
+        inputs = keras.Input((11, 6))
+        z = keras.layers.Dense(4)(inputs)
+        return keras.Model(inputs, GRWRegularizer(warmup_steps=3)(z) if with_layer else z)
+
+    pretrained, with_layer = model(False), model(True)
+    pretrained.save_weights(tmp_path / "pretrained.weights.h5")
+    with_layer.load_weights(tmp_path / "pretrained.weights.h5")
+    outputs = [keras.ops.convert_to_numpy(m(Z)) for m in (pretrained, with_layer)]
+    np.testing.assert_allclose(*outputs, rtol=1e-6)

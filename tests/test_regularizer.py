@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -198,6 +199,42 @@ def test_config_round_trip_through_a_saved_model(tmp_path):
     assert float(loaded.losses[0]) == pytest.approx(0.5 * literal_loss(Z, 5, 0.5), rel=1e-5)
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 5])
+def test_weight_files_of_the_model_without_the_layer_can_be_loaded(tmp_path, warmup_steps):
+    def model(with_layer):
+        inputs = tf_keras.Input((None, 6))
+        z = tf_keras.layers.Dense(4)(inputs)
+        if with_layer:
+            z = GRWRegularizer(window=5, warmup_steps=warmup_steps)(z)
+        return tf_keras.Model(inputs, tf_keras.layers.Dense(3)(z))
+
+    pretrained, with_layer = model(False), model(True)
+    pretrained.save_weights(tmp_path / "pretrained.weights.h5")
+    with_layer.load_weights(tmp_path / "pretrained.weights.h5")
+    np.testing.assert_allclose(with_layer(Z), pretrained(Z), rtol=1e-6)
+
+    with_layer(Z, training=True)
+    with_layer.save_weights(tmp_path / "with.weights.h5")
+    again = model(True)
+    again.load_weights(tmp_path / "with.weights.h5")
+    np.testing.assert_allclose(again(Z), pretrained(Z), rtol=1e-6)
+    if warmup_steps:
+        assert int(again.get_layer("grw").step) == 1
+
+
+def test_a_keras_3_tensor_is_refused_rather_than_dropped():
+    with pytest.raises(TypeError, match=r"use grw_keras\.keras3\.GRWRegularizer"):
+        GRWRegularizer()(keras.Input((None, 6)))
+
+
+def test_terms_can_be_asked_of_a_layer_that_was_never_called():
+    layer = GRWRegularizer(window=5, normalization="affine")
+    terms = layer.terms(Z)
+    assert float(terms.mean(terms.ordering + 0.5 * terms.speed)) == pytest.approx(
+        literal_loss(Z, 5, 0.5), rel=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -224,6 +261,8 @@ def test_bad_inputs_are_refused():
         GRWRegularizer()(np.zeros((2, 3), np.float32))
     with pytest.raises(ValueError, match="D, must be known"):
         GRWRegularizer()(tf_keras.Input((None, None)))
+    with pytest.raises(ValueError, match="N=4 frames, window=5"):
+        GRWRegularizer()(tf_keras.Input((4, 8)))
     with pytest.raises(ValueError, match="N=4 frames, window=5"):
         GRWRegularizer()(Z[:, :4], training=True)
     rubbish = np.where(Z > 2, np.nan, Z)
