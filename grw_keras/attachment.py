@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.engine.functional import Functional
 
+from grw_keras import graph
 from grw_keras.losses import ShortClipError
 from grw_keras.proof import POOLED, prove
 from grw_keras.regularizer import GRWRegularizer
@@ -277,34 +278,18 @@ def _tap(model, endpoint: Endpoint) -> Callable:
         nested = _NestedTap(nested_node.layer, endpoint._replace(nodes=tuple(deeper)))
 
     def run(inputs, mask=None):
-        values: dict[str, list] = {}
+        from_nested = None
 
-        def store(tensor_ids, tensors):
-            for tensor_id, tensor in zip(tensor_ids, tensors, strict=True):
-                values[tensor_id] = [tensor] * (model._tensor_usage_count[tensor_id] + 1)
+        def call(node, *args, **kwargs):
+            nonlocal from_nested
+            if node is not nested_node:
+                return node.layer(*args, **kwargs)
+            outputs, from_nested = nested(*args, **kwargs)
+            return outputs
 
-        given = model._flatten_to_reference_inputs(inputs)
-        given = list(map(model._conform_to_reference_input, given, model.inputs))
-        if mask is not None:
-            for tensor, its_mask in zip(
-                given, model._flatten_to_reference_inputs(mask), strict=True
-            ):
-                tensor._keras_mask = its_mask
-        store([str(id(reference)) for reference in model.inputs], given)
-        tapped = None
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for node in model._nodes_by_depth[depth]:
-                if node.is_input or any(i not in values for i in node.flat_input_ids):
-                    continue
-                args, kwargs = node.map_arguments(values)
-                if node is nested_node:
-                    outputs, tapped = nested(*args, **kwargs)
-                else:
-                    outputs = node.layer(*args, **kwargs)
-                store(node.flat_output_ids, tf.nest.flatten(outputs))
+        outputs, values = graph.run(model, inputs, mask, call=call)
         if nested_node is None:
-            tapped = values[str(id(endpoint.tensor))][0]
-        results = [values[str(id(tensor))].pop() for tensor in model.outputs]
-        return tf.nest.pack_sequence_as(model.output, results), tapped
+            return outputs, values[str(id(endpoint.tensor))][0]
+        return outputs, from_nested
 
     return run

@@ -1,0 +1,1 @@
+"""Video classifiers built from a `ModelSpec`."""

@@ -1,0 +1,221 @@
+"""VideoClassifier: a ModelSpec in, a trainable tf_keras model out."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tf_keras
+
+from grw_keras.models.head import TransformerHead
+from grw_keras.models.mobilenet import FrameAverage, MobileNetBackbone
+from grw_keras.models.movinet import MovinetBackbone, MovinetClassifierHead
+from grw_keras.models.optimizer import paper_optimizer
+from grw_keras.models.randomness import Randomness
+from grw_keras.models.spec import ModelSpec
+from grw_keras.regularizer import GRWRegularizer
+
+States = dict[str, tf.Tensor]
+
+
+class VideoClassifier(tf_keras.Model):
+    """Classifies clips; every model of the zoo is one.
+
+    Its backbone makes features of every frame; its head makes logits of them. In training
+    GRW-smoothing adds its loss where the spec places it. `step` runs the same layers one frame
+    at a time; `to_streaming` wraps that in a session.
+
+    Args:
+        spec: what to build.
+        labels: one name for each class.
+
+    Input shape: [B, N, H, W, 3], float, pixels in [0, 1], H = W, any N; in training of a smoothed
+        model N must be at least the spec's window. `mask`, bool [B, N], leaves frames out of the
+        transformer head and of the loss.
+
+    Output shape: logits [B, classes], float32.
+
+    Raises:
+        TypeError: pixels that are integers.
+        ValueError: frames that are no squares, labels that don't fit.
+    """
+
+    def __init__(self, spec: ModelSpec, labels: Sequence[str] | None = None, **kwargs):
+        super().__init__(name=kwargs.pop("name", spec.name), **kwargs)
+        self.spec = spec
+        self.labels = labels
+        self.randomness = Randomness(spec.seed, name="randomness")
+        movinet = spec.family == "movinet"
+        backbone = MovinetBackbone if movinet else MobileNetBackbone
+        self.backbone = backbone(spec, self.randomness, name="backbone")
+        self.regularizer = _regularizer(spec)
+        if spec.head == "transformer":
+            final = self.regularizer if spec.placement == "final" else None
+            self.head = TransformerHead(spec, self.randomness, final, name="head")
+        elif movinet:
+            self.head = MovinetClassifierHead(spec, self.randomness, name="head")
+        else:
+            self.head = FrameAverage(spec, name="head")
+        self.build([None, None, None, None, 3])
+        self.set_batch_norm_frozen(spec.frozen_batch_norm)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """One name for each class, or None."""
+        return None if self._labels is None else tuple(self._labels)
+
+    @labels.setter
+    def labels(self, labels: Sequence[str] | None):
+        if labels is not None and len(labels) != self.spec.num_classes:
+            raise ValueError(
+                f"`labels` must be {self.spec.num_classes} names, one for each class. "
+                f"Received: {len(labels)}"
+            )
+        self._labels = None if labels is None else tuple(map(str, labels))
+
+    def call(self, inputs, training=None, mask=None):
+        check_clip(inputs)
+        features = self.backbone(tf.cast(inputs, self.compute_dtype), training=training)
+        if self.spec.placement == "intermediate":
+            self.regularizer(features["smoothed"], training=training, mask=mask)
+        logits = self.head(features["features"], mask=mask, training=training)
+        if training:
+            self.randomness.advance()
+        return tf.cast(logits, tf.float32)
+
+    def embeddings(self, clips, training: bool = False) -> tf.Tensor:
+        """Z of every frame, [B, N, D]: what GRW-smoothing acts on in the final placement.
+
+        Raises:
+            ValueError: the model has the official classifier, which has no Z.
+        """
+        self._require_transformer("embeddings")
+        check_clip(clips)
+        features = self.backbone(tf.cast(clips, self.compute_dtype), training=training)
+        return self.head.embed(features["features"])
+
+    def classify(self, embeddings, mask=None) -> tf.Tensor:
+        """Logits [B, classes] of Z [B, N, D]."""
+        self._require_transformer("classify")
+        return tf.cast(self.head.classify(embeddings, mask), tf.float32)
+
+    def _require_transformer(self, method: str) -> None:
+        if self.spec.head != "transformer":
+            raise ValueError(
+                f"`{method}` needs a transformer head, as in '…_grw' and '…_attention'. "
+                f"Received: {self.spec.name}"
+            )
+
+    def initial_states(self, batch_size: int = 1, resolution: int | None = None) -> States:
+        """All-zero states, which start a stream of frames [batch_size, 1, H, W, 3].
+
+        Args:
+            batch_size: streams that run side by side.
+            resolution: H = W in pixels; default: the spec's.
+
+        Raises:
+            ValueError: the model can't stream.
+        """
+        if not self.spec.streaming:
+            raise ValueError(
+                "Each frame's features depend on the whole clip, so this model can't run frame by "
+                f"frame: use a '…_stream' or MobileNetV3 model. Received: {self.spec.name}"
+            )
+        resolution = resolution or self.spec.resolution
+        states = self.backbone.initial_states(batch_size, resolution)
+        return {**states, **self.head.initial_states(batch_size)}
+
+    def step(self, frame, states: States) -> tuple[tf.Tensor, States]:
+        """Logits [B, classes] after one more frame [B, 1, H, W, 3], and the states after it.
+
+        After N ≤ `head_window` frames they are the clip graph's logits of those N frames; later,
+        the clip graph's head over the last `head_window` embeddings.
+        """
+        of_head = self.head.initial_states(1).keys()
+        features, backbone = self.backbone.step(
+            frame, {name: state for name, state in states.items() if name not in of_head}
+        )
+        logits, head = self.head.step(features, {name: states[name] for name in of_head})
+        return tf.cast(logits, tf.float32), {**backbone, **head}
+
+    def to_streaming(self, resolution: int | None = None):
+        """A `StreamSession`: frames in, one at a time, probabilities out."""
+        from grw_keras.models.streaming import StreamSession
+
+        return StreamSession(self, resolution)
+
+    def batch_norms(self) -> list[tf_keras.layers.BatchNormalization]:
+        """The backbone's batch norms, in the order of its layers."""
+        return [
+            module
+            for module in self.backbone.submodules
+            if isinstance(module, tf_keras.layers.BatchNormalization)
+        ]
+
+    def set_batch_norm_frozen(self, frozen: bool) -> None:
+        """Frozen: training neither changes the batch norms nor uses a batch's own statistics.
+
+        Compile the model again after a change.
+        """
+        for layer in self.batch_norms():
+            layer.trainable = not frozen
+        self.spec = self.spec.replace({"frozen_batch_norm": frozen})
+
+    def named_weights(self) -> dict[str, tf.Variable]:
+        """The weights that make up the trained model, by name (`grw_keras.models.names`).
+
+        The counters of training, `random_step` and the regulariser's, are not among them.
+        """
+        return {**self.backbone.named_weights(), **self.head.named_weights()}
+
+    def compile_for_training(self, steps: int | None = None, **kwargs) -> None:
+        """Compiles with the paper's loss and learning rates, and top-1 and top-5 accuracy.
+
+        Args:
+            steps: of the whole training, for the cosine; None: constant learning rates.
+            **kwargs: of `compile`, instead of or beside those.
+        """
+        metrics = [tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        if self.spec.num_classes > 5:
+            metrics.append(tf_keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5"))
+        defaults = {
+            "loss": tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "metrics": metrics,
+        }
+        if "optimizer" not in kwargs:
+            defaults["optimizer"] = paper_optimizer(self.backbone.trainable_weights, steps)
+        self.compile(**{**defaults, **kwargs})
+
+    def save_pretrained(self, folder) -> None:
+        """Writes weights, spec, labels and a card to a folder that `zoo.load` reads."""
+        from grw_keras.zoo.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
+
+
+def _regularizer(spec: ModelSpec) -> GRWRegularizer | None:
+    if spec.placement == "none":
+        return None
+    intermediate = spec.placement == "intermediate"
+    return GRWRegularizer(
+        window=spec.window,
+        alpha=spec.alpha,
+        weight=spec.grw_weight,
+        normalization="batch" if intermediate else None,
+        synchronized=intermediate,
+        seed=spec.seed,
+        name="grw",
+    )
+
+
+def check_clip(clip) -> None:
+    """Raises where a batch of clips can't be one: TypeError, ValueError."""
+    dtype = getattr(clip, "dtype", None)
+    if dtype is None or not tf.as_dtype(dtype).is_floating:
+        raise TypeError(
+            "Clips must be float tensors with pixels in [0, 1]: divide uint8 pixels by 255. "
+            f"Received: {dtype or type(clip).__name__}"
+        )
+    shape = tuple(clip.shape)
+    if len(shape) != 5 or shape[-1] not in (3, None):
+        raise ValueError(f"Clips must have shape [B, N, H, W, 3]. Received: {shape}")
+    if None not in shape[2:4] and shape[2] != shape[3]:
+        raise ValueError(f"Frames must be squares, H = W. Received: {shape}")

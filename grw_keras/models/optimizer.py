@@ -1,0 +1,81 @@
+"""The paper's two learning rates: one cosine for the backbone, ten times it for the head."""
+
+import math
+from collections.abc import Iterable
+
+import tf_keras
+
+# Section 4, "Training": [1e-4, 1e-6] for the backbone, [1e-3, 1e-5] for the transformer head.
+BACKBONE_RATES = (1e-4, 1e-6)
+HEAD_FACTOR = 10.0
+
+
+@tf_keras.saving.register_keras_serializable("grw_keras")
+class TwoRateAdam(tf_keras.optimizers.Adam):
+    """Adam whose learning rate is `head_factor` times as large for all but the backbone.
+
+    Adam is ours: the paper doesn't state its optimiser.
+
+    Args:
+        learning_rate: the backbone's, a number or a schedule over steps.
+        head_factor: of the rest's learning rate to it, > 0.
+        backbone: the variables that take `learning_rate` itself.
+        **kwargs: Adam's.
+
+    Reference:
+        Section 4 of the paper, "Training".
+    """
+
+    def __init__(
+        self,
+        learning_rate=BACKBONE_RATES[0],
+        head_factor: float = HEAD_FACTOR,
+        backbone: Iterable = (),
+        name: str = "TwoRateAdam",
+        **kwargs,
+    ):
+        if not 0 < head_factor < math.inf:
+            raise ValueError(f"`head_factor` must be positive. Received: {head_factor}")
+        self._factor = 1.0
+        super().__init__(learning_rate, name=name, **kwargs)
+        self.head_factor = float(head_factor)
+        self._slow = {self._var_key(variable) for variable in backbone}
+
+    @property
+    def learning_rate(self):
+        rate = tf_keras.optimizers.Adam.learning_rate.fget(self)
+        return rate if self._factor == 1.0 else rate * self._factor
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        tf_keras.optimizers.Adam.learning_rate.fset(self, value)
+
+    def update_step(self, gradient, variable):
+        self._factor = 1.0 if self._var_key(variable) in self._slow else self.head_factor
+        try:
+            super().update_step(gradient, variable)
+        finally:
+            self._factor = 1.0
+
+    def get_config(self):
+        return {**super().get_config(), "head_factor": self.head_factor}
+
+
+def paper_optimizer(backbone: Iterable, steps: int | None = None) -> TwoRateAdam:
+    """The optimiser with the paper's learning rates.
+
+    Args:
+        backbone: the variables of the backbone.
+        steps: of the whole training, over which both rates fall along a cosine, from 1e-4 to
+            1e-6 and from 1e-3 to 1e-5. None: they stay at 1e-4 and 1e-3.
+
+    Raises:
+        ValueError: `steps` is no positive integer.
+    """
+    first, last = BACKBONE_RATES
+    if steps is None:
+        return TwoRateAdam(first, backbone=backbone)
+    if int(steps) != steps or steps < 1:
+        raise ValueError(f"`steps` must be a positive integer or None. Received: {steps}")
+    schedule = tf_keras.optimizers.schedules.CosineDecay(first, int(steps), alpha=last / first)
+    return TwoRateAdam(schedule, backbone=backbone)

@@ -1,0 +1,71 @@
+"""StreamSession: a video classifier that takes one frame at a time."""
+
+import numpy as np
+import tensorflow as tf
+
+
+class StreamSession:
+    """Runs a model over one stream of frames.
+
+    It uses the model's own layers: training the model further changes what the session answers.
+
+    Args:
+        model: a `VideoClassifier` that can stream.
+        resolution: height and width that the model sees, pixels; default: the spec's.
+
+    Raises:
+        ValueError: the model can't stream.
+    """
+
+    def __init__(self, model, resolution: int | None = None):
+        self.model = model
+        self.resolution = resolution or model.spec.resolution
+        self._step = tf.function(model.step)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all frames: what follows is another video."""
+        self.frames_seen = 0
+        self._states = self.model.initial_states(1, self.resolution)
+
+    def step(self, frame) -> np.ndarray:
+        """Probabilities [classes], float32, after one more frame.
+
+        Args:
+            frame: [H, W, 3], uint8, or float with pixels in [0, 1]. A frame of another size than
+                the session's is resized as evaluation does it, to `resize` pixels square, and its
+                centre is cut out.
+
+        Raises:
+            TypeError, ValueError: not such a frame.
+        """
+        image = prepare_frame(frame, self.resolution, self._resize())
+        logits, self._states = self._step(image, self._states)
+        self.frames_seen += 1
+        return tf.nn.softmax(logits[0]).numpy()
+
+    def _resize(self) -> int:
+        spec = self.model.spec
+        return round(self.resolution * spec.resize / spec.resolution)
+
+
+def prepare_frame(frame, resolution: int, resize: int) -> tf.Tensor:
+    """[1, 1, resolution, resolution, 3], float32, of a frame of any size."""
+    frame = np.asarray(frame)
+    if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
+        raise ValueError(f"A frame must have shape [H, W, 3]. Received: {frame.shape}")
+    if frame.dtype == np.uint8:
+        image = tf.constant(frame, tf.float32) / 255.0
+    elif np.issubdtype(frame.dtype, np.floating):
+        if not (np.min(frame) >= 0 and np.max(frame) <= 1):
+            raise ValueError(
+                "Float pixels must be in [0, 1]: divide by 255. "
+                f"Received: pixels from {np.min(frame)} to {np.max(frame)}"
+            )
+        image = tf.constant(frame, tf.float32)
+    else:
+        raise TypeError(f"A frame must be uint8 or float. Received: {frame.dtype}")
+    if frame.shape[:2] != (resolution, resolution):
+        image = tf.image.resize(image, [resize, resize], antialias=True)
+        image = tf.image.resize_with_crop_or_pad(image, resolution, resolution)
+    return image[None, None]

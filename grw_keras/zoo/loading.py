@@ -1,0 +1,150 @@
+"""load: a name, and weights from wherever they are, to a compiled model."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grw_keras.models.classifier import VideoClassifier
+from grw_keras.models.spec import ModelSpec, check_fields
+from grw_keras.zoo import download, manifest, matching, pretrained, registry
+from grw_keras.zoo.importers import Imported
+from grw_keras.zoo.importers.files import read_weights
+
+DEFAULT_WEIGHTS = "k600"
+
+
+def load(
+    name: str | os.PathLike,
+    weights: str | os.PathLike | None = DEFAULT_WEIGHTS,
+    *,
+    num_classes: int | None = None,
+    ema: bool | None = None,
+    skip: Sequence[str] = (),
+    compile: bool = True,
+    **changes: Any,
+) -> VideoClassifier:
+    """A compiled model of the zoo, with weights.
+
+    The weights may fix parts of the model: activations, gates, head sizes, number of classes. The
+    model's `spec` says what came of it. Weights with another head than the model's fill the
+    backbone and leave the head new; one log line says so.
+
+    Args:
+        name: a registered name (`list_models()`), or a folder that `save_pretrained` wrote.
+        weights: `"k600"` or `"k400"`, published weights of that model; the name of another
+            model, whose K600 weights are taken; a file or folder of any format that
+            `grw-keras convert` reads; an http(s) or `hf://owner/repository/file` address; or
+            None, random. With a folder as `name`, its own.
+        num_classes: width of the logits; None takes the weights' (600 without weights). Another
+            number than theirs makes only the last linear layer new.
+        ema: of the authors' snapshots: the averaged weights (True), the plain ones (False), or
+            the averaged ones where there are any (None).
+        skip: patterns of tensor names (`fnmatch`) to leave new although the weights have them,
+            or lack them.
+        compile: with the paper's loss and (constant) learning rates; for its cosine call
+            `model.compile_for_training(steps)`.
+        **changes: fields of `ModelSpec` to change, e.g. `dropout=0.2`, `window=10`.
+
+    Returns:
+        A `VideoClassifier`.
+
+    Raises:
+        ValueError: an unknown name, weights of another model, a name without published weights.
+        TypeError: a change that is no field of `ModelSpec`.
+        WeightsMismatchError: weights that don't fit (a ValueError).
+        FileNotFoundError: a file or folder that isn't there.
+        DownloadError: no source gave the weights.
+
+    Example:
+        >>> model = load("movinet_a0_stream_grw", weights=None, num_classes=6)
+        >>> model.spec.name, model.output_shape
+        ('movinet_a0_stream_grw', (None, 6))
+    """
+    check_fields(changes)
+    spec, own = _find(name)
+    spec = spec.replace(changes)
+    if own is None and weights is None:
+        model = VideoClassifier(spec.replace({"num_classes": num_classes or spec.num_classes}))
+    else:
+        imported = own if own is not None else _weights(spec.name, weights, ema)
+        model = _build(spec, imported, num_classes, skip, tuple(changes))
+    if compile:
+        model.compile_for_training()
+    return model
+
+
+def convert(path: str | os.PathLike, folder: str | os.PathLike, *, ema: bool | None = None):
+    """Turns a foreign file of weights into a folder that `load` reads.
+
+    Args:
+        path: an authors' snapshot (.pt), an official checkpoint, SavedModel or TFLite file.
+        folder: where to write.
+        ema: as of `load`.
+
+    Returns:
+        The model, not compiled.
+
+    Raises:
+        As of `load`.
+    """
+    imported = read_weights(Path(path), ema=ema)
+    model = _build(spec_of(imported), imported, None, (), ())
+    pretrained.save_pretrained(model, folder)
+    return model
+
+
+def spec_of(imported: Imported) -> ModelSpec:
+    """The spec that a file's own fields describe, on top of its backbone's registered one."""
+    file = dict(imported.spec)
+    if "backbone" not in file:
+        raise ValueError("The weights don't say which backbone they are of; use `load` by a name.")
+    form = "_stream" if file.get("streaming") and file["backbone"].startswith("movinet") else ""
+    return registry.get(file["backbone"] + form).replace(file)
+
+
+def _find(name) -> tuple[ModelSpec, Imported | None]:
+    """The spec of a name or a folder, and the folder's weights."""
+    text = os.fspath(name)
+    if Path(text).is_dir() and (isinstance(name, os.PathLike) or text not in registry.specs()):
+        imported = pretrained.read(text)
+        return ModelSpec.from_dict(imported.spec), imported
+    if isinstance(name, os.PathLike) or os.sep in text:
+        raise FileNotFoundError(f"No such folder, and no model has this name: {text}")
+    return registry.get(text), None
+
+
+def _weights(name: str, weights, ema: bool | None) -> Imported:
+    """The tensors that `weights` names."""
+    text = os.fspath(weights)
+    if Path(text).exists():
+        return read_weights(Path(text), ema=ema)
+    if "://" in text:
+        return read_weights(download.fetch(manifest.Source(text)).path, ema=ema)
+    if text in registry.specs():
+        name, text = text, DEFAULT_WEIGHTS
+    elif os.sep in text or "." in text:
+        raise FileNotFoundError(f"No such file or folder of weights: {text}")
+    entry = manifest.find(name, text)
+    imported = read_weights(download.fetch(entry).path, ema=ema)
+    return Imported(
+        tensors=imported.tensors,
+        spec={**imported.spec, **entry.spec},
+        labels=imported.labels,
+        notes=imported.notes,
+    )
+
+
+def _build(
+    spec: ModelSpec,
+    imported: Imported,
+    num_classes: int | None,
+    skip: Sequence[str],
+    chosen: Sequence[str],
+) -> VideoClassifier:
+    resolved = matching.resolve(spec, imported, num_classes, chosen)
+    model = VideoClassifier(resolved)
+    matching.fit(model, imported, skip)
+    if imported.labels is not None and len(imported.labels) == resolved.num_classes:
+        model.labels = imported.labels
+    return model

@@ -1,0 +1,154 @@
+"""Our own release form: a folder with weights (safetensors), spec, labels and a card."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+
+import grw_keras
+from grw_keras.models.spec import ModelSpec
+from grw_keras.zoo.importers import Imported
+
+FORMAT_VERSION = 1
+WEIGHTS, SPEC, LABELS, CARD = "model.safetensors", "spec.json", "labels.txt", "README.md"
+
+
+def save_pretrained(model, folder) -> None:
+    """Writes `model.safetensors`, `spec.json`, `labels.txt` (if it has labels) and a card.
+
+    Args:
+        model: a `VideoClassifier`.
+        folder: made if missing; files of the same names in it are replaced.
+
+    Raises:
+        NotADirectoryError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"`folder` must be a folder. Received: the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: variable.numpy() for name, variable in model.named_weights().items()}
+    _write(folder / WEIGHTS, lambda path: safetensors.numpy.save_file(tensors, path))
+    if model.labels is None:
+        (folder / LABELS).unlink(missing_ok=True)
+    else:
+        lines = "".join(f"{label}\n" for label in model.labels)
+        _write(folder / LABELS, lambda path: path.write_text(lines, encoding="utf-8"))
+    _write(folder / CARD, lambda path: path.write_text(_card(model), encoding="utf-8"))
+    spec = json.dumps(_description(model), indent=2) + "\n"
+    _write(folder / SPEC, lambda path: path.write_text(spec, encoding="utf-8"))
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether a path is such a folder."""
+    return (folder / SPEC).is_file()
+
+
+def read(folder) -> Imported:
+    """The weights, the whole spec and the labels of such a folder.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: written by a newer format, or damaged.
+    """
+    folder = Path(folder)
+    for name in (SPEC, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"A folder of `save_pretrained` holds {SPEC} and {WEIGHTS}. "
+                f"Received: {folder} without {name}"
+            )
+    description = read_description(folder)
+    try:
+        tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged or cut off: {error}") from error
+    labels = None
+    if (folder / LABELS).is_file():
+        labels = tuple((folder / LABELS).read_text(encoding="utf-8").splitlines())
+    return Imported(tensors=tensors, spec=description["spec"], labels=labels)
+
+
+def read_spec(folder) -> ModelSpec:
+    """The spec of such a folder; errors as of `read`."""
+    return ModelSpec.from_dict(read_description(Path(folder))["spec"])
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`spec.json`, checked for its format's version."""
+    try:
+        description = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        version, spec = description["format_version"], description["spec"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / SPEC} is no spec of this project: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} is of format {version}, this version of grw_keras "
+            f"({grw_keras.__version__}) reads format {FORMAT_VERSION}: update grw_keras. "
+            f"Received: format_version={version!r}"
+        )
+    return {**description, "spec": dict(spec)}
+
+
+def _description(model) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "format_version": FORMAT_VERSION,
+        "grw_keras": grw_keras.__version__,
+        "name": spec.name,
+        "preprocessing": {
+            "fps": spec.fps,
+            "frames": spec.frames,
+            "resize_px": spec.resize,
+            "crop_px": spec.resolution,
+            "value_range": [0.0, 1.0],
+        },
+        "spec": spec.to_dict(),
+    }
+
+
+def _card(model) -> str:
+    spec = model.spec
+    smoothing = "none"
+    if spec.placement != "none":
+        smoothing = (
+            f"{spec.placement} placement, T = {spec.window}, α = {spec.alpha}, λ = {spec.grw_weight}"
+        )
+    form = "frame by frame or whole clips" if spec.streaming else "whole clips"
+    return f"""# {spec.name}
+
+A video classifier of {spec.num_classes} classes, made with grw_keras.
+
+| | |
+|---|---|
+| backbone | {spec.backbone} ({form}) |
+| head | {spec.head} |
+| GRW-smoothing | {smoothing} |
+| input | clips [B, N, {spec.resolution}, {spec.resolution}, 3], RGB, float32 in [0, 1] |
+| sampling | {spec.frames} frames at {spec.fps} frames a second |
+| evaluation | resize to {spec.resize} × {spec.resize} px, centre crop {spec.resolution} px |
+
+```python
+from grw_keras import zoo
+
+model = zoo.load("path/of/this/folder")
+logits = model(clips)
+```
+"""
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside `path`, then renames, so that no half-written file has its name."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        write(Path(temporary))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""The models of the paper, its ablations and its baselines, by name."""
+
+import difflib
+import functools
+
+from grw_keras.models.spec import MOVINETS, ModelSpec
+
+# Resolution, resize, frames, fps and T of table 1 and section 4; sizes of the resize are the
+# authors' evaluation script's.
+_CLIPS = {
+    "movinet_a0": (172, 200, 50, 5.0, 5),
+    "movinet_a1": (172, 200, 50, 5.0, 5),
+    "movinet_a2": (224, 256, 50, 5.0, 5),
+    "movinet_a3": (256, 300, 120, 12.0, 6),
+    "mobilenet_v3_small": (224, 256, 50, 5.0, 5),
+    "mobilenet_v3_large": (224, 256, 50, 5.0, 5),
+}
+_STREAMING_MOVINETS = ("movinet_a0", "movinet_a1", "movinet_a2")
+_STREAM = {"streaming": True}
+_BASE = {
+    "streaming": False,
+    "conv_type": "3d",
+    "se_type": "3d",
+    "activation": "swish",
+    "gating_activation": "sigmoid",
+}
+_RELU6 = {"activation": "relu6", "se_type": "none"}
+_VARIANTS = {
+    "": {},
+    "_grw": {"head": "transformer", "placement": "final"},
+    "_intermediate": {"placement": "intermediate"},
+    "_attention": {"head": "transformer"},
+}
+
+
+def _spec(backbone: str, *parts: dict) -> ModelSpec:
+    resolution, resize, frames, fps, window = _CLIPS[backbone]
+    fields = {
+        "backbone": backbone,
+        "resolution": resolution,
+        "resize": resize,
+        "frames": frames,
+        "fps": fps,
+        "window": window,
+    }
+    for part in parts:
+        fields |= part
+    return ModelSpec(**fields)
+
+
+def _movinets():
+    for backbone in MOVINETS:
+        for form in (_STREAM, _BASE) if backbone in _STREAMING_MOVINETS else (_BASE,):
+            for mobile in ({}, _RELU6):
+                for variant in _VARIANTS.values():
+                    yield _spec(backbone, form, mobile, variant)
+
+
+def _mobilenets():
+    two_sided = {"streaming": False, "temporal_shift": "bidirectional"}
+    for backbone in ("mobilenet_v3_small", "mobilenet_v3_large"):
+        yield _spec(backbone, _STREAM)
+        yield _spec(backbone, two_sided)
+    pairs = {"pair_input": True, "endpoint": "Conv_1"}
+    for suffix, variant in _VARIANTS.items():
+        if suffix:
+            yield _spec("mobilenet_v3_small", _STREAM, pairs, variant)
+
+
+@functools.cache
+def specs() -> dict[str, ModelSpec]:
+    """All registered models, name to spec, in the order of their families."""
+    return {spec.name: spec for spec in (*_movinets(), *_mobilenets())}
+
+
+def get(name: str) -> ModelSpec:
+    """The spec of a registered model.
+
+    Raises:
+        ValueError: no such name; says the closest ones.
+    """
+    if name not in specs():
+        close = difflib.get_close_matches(name, specs(), n=3)
+        hint = f"The closest: {', '.join(close)}. " if close else ""
+        raise ValueError(
+            f"No model has this name. {hint}All of them: grw_keras.zoo.list_models(). "
+            f"Received: name={name!r}"
+        )
+    return specs()[name]
