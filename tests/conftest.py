@@ -1,5 +1,6 @@
 """Fixtures that all tests share; sets up TensorFlow before anything imports it."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -38,3 +39,31 @@ def two_replicas():
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def official_models():
+    """Models of the official builder with random weights, by the names of their cases."""
+    from tests.official_movinets import CASES, build, randomize
+
+    @functools.cache
+    def model(name):
+        built = build(CASES[name])
+        randomize(built)
+        return built
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def official_checkpoints(official_models, tmp_path_factory):
+    """Folders with checkpoints of those models."""
+    import tensorflow as tf
+
+    @functools.cache
+    def folder(name):
+        path = tmp_path_factory.mktemp(name)
+        tf.train.Checkpoint(model=official_models(name)).save(path / "ckpt")
+        return path
+
+    return folder

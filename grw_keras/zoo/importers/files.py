@@ -51,9 +51,13 @@ def _read_folder(path: Path) -> Imported:
         from grw_keras.zoo.importers import saved_model
 
         return saved_model.read(path)
+    tflite_files = list(path.rglob("*.tflite"))
+    if len(tflite_files) == 1:
+        return read_weights(tflite_files[0])
     from grw_keras.zoo.importers import tf_checkpoint
 
-    return tf_checkpoint.read(path)
+    holders = {index.parent for index in path.rglob("*.index")}
+    return tf_checkpoint.read(holders.pop() if len(holders) == 1 else path)
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
