@@ -10,7 +10,7 @@ from grw_keras.models.mobilenet import FrameAverage, MobileNetBackbone
 from grw_keras.models.movinet import MovinetBackbone, MovinetClassifierHead
 from grw_keras.models.optimizer import paper_optimizer
 from grw_keras.models.randomness import Randomness
-from grw_keras.models.spec import ModelSpec
+from grw_keras.models.spec import FEATURE_WIDTHS, ModelSpec
 from grw_keras.regularizer import GRWRegularizer
 
 States = dict[str, tf.Tensor]
@@ -50,11 +50,12 @@ class VideoClassifier(tf_keras.Model):
         if spec.head == "transformer":
             final = self.regularizer if spec.placement == "final" else None
             self.head = TransformerHead(spec, self.randomness, final, name="head")
+            self.head(tf_keras.Input([None, FEATURE_WIDTHS[spec.backbone]]))
         elif movinet:
             self.head = MovinetClassifierHead(spec, self.randomness, name="head")
         else:
             self.head = FrameAverage(spec, name="head")
-        self.build([None, None, None, None, 3])
+        self.built = True  # all parts are; tracing the whole model again would take seconds
         self.set_batch_norm_frozen(spec.frozen_batch_norm)
 
     @property

@@ -73,9 +73,10 @@ class MobileNetBackbone(tf_keras.layers.Layer):
             dropout_rate=spec.dropout,
             include_preprocessing=False,
         )
-        for layer in self.cnn.layers:
-            if isinstance(layer, tf_keras.layers.BatchNormalization):
-                layer.synchronized = True
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            for layer in self.cnn.layers:
+                if isinstance(layer, tf_keras.layers.BatchNormalization):
+                    layer.synchronized, layer.fused = True, False
         self.dropout = Drop(spec.dropout, randomness, 0, name="dropout")
         self.shifted = residual_inputs(self.cnn) if spec.temporal_shift != "none" else frozenset()
         self.tapped = None

@@ -72,7 +72,7 @@ class MovinetBackbone(tf_keras.layers.Layer):
                 activation=spec.activation,
                 gating_activation=_GATES[spec.gating_activation],
                 use_positional_encoding=False,
-                use_sync_bn=True,
+                use_sync_bn=tf.distribute.get_strategy().num_replicas_in_sync > 1,
                 stochastic_depth_drop_rate=spec.stochastic_depth,
                 average_pooling_type="2d" if self.per_frame else "3d",
                 output_states=True,
@@ -128,7 +128,7 @@ class MovinetClassifierHead(tf_keras.layers.Layer):
                 num_classes=spec.num_classes,
                 dropout_rate=spec.dropout,
                 conv_type=spec.conv_type,
-                activation=spec.activation,
+                activation=spec.classifier_activation,
                 kernel_regularizer=None,
                 name="classifier_head",
             )

@@ -17,14 +17,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "conv_type": ("2plus1d", "3d_2plus1d", "3d"),
     "se_type": ("2plus3d", "3d", "2d", "none"),
     "activation": ("hard_swish", "swish", "relu6"),
+    "classifier_activation": ("swish", "hard_swish", "relu6"),
     "gating_activation": ("hard_sigmoid", "hard_sigmoid_keras2", "sigmoid"),
     "head": ("classifier", "transformer"),
     "placement": ("none", "final", "intermediate"),
     "temporal_shift": ("none", "bidirectional", "causal"),
 }
-_POSITIVE = (
-    "resolution resize frames num_classes embed_dim head_depth head_heads head_mlp head_window"
-).split()
+_POSITIVE = ("resolution", "resize", "frames", "num_classes")
+_POSITIVE += ("embed_dim", "head_depth", "head_heads", "head_mlp", "head_window")
 _MINIMA = {"window": 3, "alpha": 0, "grw_weight": 0, "seed": 0}
 _RATES = ("dropout", "stochastic_depth")
 
@@ -46,7 +46,9 @@ class ModelSpec:
         frames: N, frames of an evaluation clip.
         fps: frames a second at which clips are sampled.
         num_classes: width of the logits.
-        activation: of the MoViNets.
+        activation: of the MoViNets' blocks.
+        classifier_activation: of the hidden layer of their official classifier; swish in the
+            stream models too (`MovinetModel.activation` in the official configurations).
         gating_activation: of the squeeze-excite gates: `"hard_sigmoid"`, relu6(x + 3) / 6, of the
             official stream models; `"hard_sigmoid_keras2"`, clip(0.2 x + 0.5, 0, 1), of the
             authors' GRW weights; `"sigmoid"` of the base models.
@@ -87,6 +89,7 @@ class ModelSpec:
     fps: float
     num_classes: int = 600
     activation: str = "hard_swish"
+    classifier_activation: str = "swish"
     gating_activation: str = "hard_sigmoid"
     se_type: str = "2plus3d"
     conv_type: str = "2plus1d"
@@ -143,15 +146,15 @@ class ModelSpec:
         )
         if transformer:
             self._require("embed_dim", self.embed_dim % 2 == 0, "even: half sines, half cosines")
-            self._require(
-                "head_heads", self.embed_dim % self.head_heads == 0, f"a divisor of {self.embed_dim}"
-            )
+            divides = self.embed_dim % self.head_heads == 0
+            self._require("head_heads", divides, f"a divisor of {self.embed_dim}")
         if self.backbone in MOVINETS:
             self._require("pair_input", not self.pair_input, "False with a MoViNet")
             self._require("temporal_shift", self.temporal_shift == "none", "'none' with a MoViNet")
         else:
             self._require(
-                "streaming", self.streaming == (self.temporal_shift != "bidirectional"),
+                "streaming",
+                self.streaming == (self.temporal_shift != "bidirectional"),
                 "True for MobileNetV3, False with temporal_shift='bidirectional'",
             )
 
@@ -217,4 +220,6 @@ def check_fields(names: Iterable[str]) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise TypeError(f"{hint}ModelSpec has the fields {', '.join(known)}. Received: {name!r}")
+            raise TypeError(
+                f"{hint}ModelSpec has the fields {', '.join(known)}. Received: {name!r}"
+            )

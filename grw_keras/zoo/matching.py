@@ -16,7 +16,7 @@ log = logging.getLogger("grw_keras")
 
 # Fields of the spec that weights fix: always, and where their head is the model's.
 _FIXED = ("activation", "gating_activation", "se_type", "frozen_batch_norm")
-_FIXED_BY_HEAD = ("embed_dim", "head_depth", "head_heads", "head_mlp")
+_FIXED_BY_HEAD = ("classifier_activation", "embed_dim", "head_depth", "head_heads", "head_mlp")
 _RGB_STEM = "backbone/Conv/kernel"
 _FOLDED_VARIANCE = 1 - 1e-3  # what importers give a folded batch norm: epsilon makes it 1
 
@@ -89,7 +89,11 @@ def resolve(
                 "`grw-keras convert`."
             )
     fixed = _FIXED + (_FIXED_BY_HEAD if same_head(spec, imported) else ())
-    changes: dict[str, Any] = {field: file[field] for field in fixed if field in file}
+    changes: dict[str, Any] = {
+        field: file[field]
+        for field in fixed
+        if field in file and not (field in chosen and field in imported.assumed)
+    }
     if is_folded(imported.tensors):
         changes["frozen_batch_norm"] = True
     for field in chosen:

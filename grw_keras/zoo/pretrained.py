@@ -116,9 +116,8 @@ def _card(model) -> str:
     spec = model.spec
     smoothing = "none"
     if spec.placement != "none":
-        smoothing = (
-            f"{spec.placement} placement, T = {spec.window}, α = {spec.alpha}, λ = {spec.grw_weight}"
-        )
+        smoothing = f"{spec.placement} placement, T = {spec.window}, "
+        smoothing += f"α = {spec.alpha}, λ = {spec.grw_weight}"
     form = "frame by frame or whole clips" if spec.streaming else "whole clips"
     return f"""# {spec.name}
 

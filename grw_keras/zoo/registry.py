@@ -24,7 +24,7 @@ _BASE = {
     "activation": "swish",
     "gating_activation": "sigmoid",
 }
-_RELU6 = {"activation": "relu6", "se_type": "none"}
+_RELU6 = {"activation": "relu6", "classifier_activation": "relu6", "se_type": "none"}
 _VARIANTS = {
     "": {},
     "_grw": {"head": "transformer", "placement": "final"},

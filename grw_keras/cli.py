@@ -1,0 +1,70 @@
+"""grw-keras: the command line. Imports what a command needs only when it runs."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0, or 1 with the reason on stderr."""
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
+    run: Callable[..., None] = options.pop("run")
+    try:
+        run(**options)
+    except (OSError, ValueError, TypeError) as error:
+        print(f"grw-keras: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="grw-keras", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="all models, with cost and published accuracy")
+    listing.add_argument("pattern", nargs="?", default="*", help="e.g. '*_stream_grw'")
+    listing.set_defaults(run=_list)
+
+    description = commands.add_parser("describe", help="one model: spec, cost, weights")
+    description.add_argument("name", help="a model's name, or a folder of save_pretrained")
+    description.set_defaults(run=_describe)
+
+    conversion = commands.add_parser("convert", help="foreign weights to a folder of our own form")
+    conversion.add_argument(
+        "file", help="a snapshot (.pt), an official checkpoint, SavedModel or TFLite file"
+    )
+    conversion.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    conversion.add_argument(
+        "--plain",
+        action="store_true",
+        help="of a snapshot, the plain weights instead of the averaged ones",
+    )
+    conversion.set_defaults(run=_convert)
+    return parser
+
+
+def _list(pattern: str) -> None:
+    from grw_keras import zoo
+
+    print(zoo.list_models(pattern))
+
+
+def _describe(name: str) -> None:
+    from grw_keras import zoo
+
+    print(zoo.describe(name))
+
+
+def _convert(file: str, out: str, plain: bool) -> None:
+    from grw_keras import zoo
+
+    model = zoo.convert(file, out, ema=False if plain else None)
+    print(f"{model.spec.name}, {model.spec.num_classes} classes: {out}")
+    print(f"load it by grw_keras.zoo.load({out!r})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

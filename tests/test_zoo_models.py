@@ -1,0 +1,175 @@
+"""Every registered model builds, runs, is smoothed where its spec says, and streams as it clips."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from grw_keras.losses import grw_loss
+from grw_keras.models.classifier import VideoClassifier
+from grw_keras.zoo import registry
+from tests.zoo_helpers import SIZE, random_clips, randomize
+
+CLASSES = 7
+FRAMES = 6  # also the largest T of the paper
+HEAD_WINDOW = 4
+
+
+def small(name: str, **changes) -> VideoClassifier:
+    spec = registry.get(name).replace(
+        {"num_classes": CLASSES, "head_window": HEAD_WINDOW, **changes}
+    )
+    return randomize(VideoClassifier(spec))
+
+
+@pytest.fixture(scope="module")
+def model(request) -> VideoClassifier:
+    """The model of a name, once for all tests that take it in turn."""
+    return small(request.param)
+
+
+every_model = pytest.mark.parametrize("model", registry.specs(), indirect=True, scope="module")
+every_stream = pytest.mark.parametrize(
+    "model", [n for n, s in registry.specs().items() if s.streaming], indirect=True, scope="module"
+)
+
+
+def stream(model: VideoClassifier, clips) -> list[np.ndarray]:
+    """The logits after each frame."""
+    states = model.initial_states(len(clips), clips.shape[2])
+    logits = []
+    for frame in range(clips.shape[1]):
+        now, states = model.step(clips[:, frame : frame + 1], states)
+        logits.append(now.numpy())
+    return logits
+
+
+@pytest.mark.slow
+@every_model
+def test_a_registered_model_runs_and_is_smoothed_where_its_spec_says(model):
+    clips = random_clips(2, FRAMES)
+    model.randomness.step.assign(0)
+    logits = model(clips, training=True)
+    assert logits.shape == (2, CLASSES)
+    assert logits.dtype == tf.float32
+    assert np.all(np.isfinite(logits))
+    assert len(model.losses) == (model.spec.placement != "none")
+    if model.spec.placement == "final":
+        z = model.embeddings(clips, training=True)
+        expected = 0.1 * grw_loss(z, window=model.spec.window, alpha=0.5)
+        assert float(model.losses[0]) == pytest.approx(float(expected), rel=1e-3)
+    model(clips, training=False)
+    assert not model.losses
+
+
+@pytest.mark.slow
+@every_stream
+def test_a_stream_gives_what_the_clip_graph_gives(model):
+    clips = random_clips(2, HEAD_WINDOW + 2)
+    for seen, logits in enumerate(stream(model, clips), start=1):
+        if seen <= HEAD_WINDOW or model.spec.head == "classifier":
+            expected = model(clips[:, :seen])
+        else:
+            z = model.embeddings(clips[:, :seen])
+            expected = model.classify(z[:, -HEAD_WINDOW:])
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+        assert np.ptp(logits) > 0.01
+
+
+def test_a_causal_shift_streams_as_it_clips():
+    model = small("mobilenet_v3_small_tsm", temporal_shift="causal", streaming=True)
+    clips = random_clips(1, 4)
+    np.testing.assert_allclose(stream(model, clips)[-1], model(clips), atol=1e-4)
+
+
+def test_a_session_answers_with_probabilities_and_forgets_on_reset():
+    model = small("mobilenet_v3_small_grw")
+    first, second = random_clips(2, 7, size=64).numpy()
+    session = model.to_streaming(resolution=64)
+    alone = [session.step(frame) for frame in second]
+    session.reset()
+    for frame in first:
+        session.step(frame)
+    session.reset()
+    again = [session.step(frame) for frame in second]
+    np.testing.assert_array_equal(alone, again)
+    assert session.frames_seen == 7
+    assert alone[-1].shape == (CLASSES,)
+    assert alone[-1].dtype == np.float32
+    np.testing.assert_allclose(np.sum(alone, axis=-1), 1, atol=1e-6)
+    np.testing.assert_allclose(alone[3], tf.nn.softmax(model(second[None, :4]))[0], atol=1e-5)
+
+
+def test_two_sessions_of_a_model_do_not_share_states():
+    model = small("mobilenet_v3_small_grw")
+    first, second = random_clips(2, 3).numpy()
+    one, other = model.to_streaming(SIZE), model.to_streaming(SIZE)
+    interleaved = [(one.step(a), other.step(b))[1] for a, b in zip(first, second, strict=True)]
+    other.reset()
+    np.testing.assert_array_equal(interleaved, [other.step(frame) for frame in second])
+
+
+def test_a_session_takes_camera_frames():
+    model = small("mobilenet_v3_small")
+    session = model.to_streaming(resolution=56)
+    frame = np.full((90, 120, 3), 128, np.uint8)
+    from_camera = session.step(frame)
+    session.reset()
+    np.testing.assert_allclose(
+        from_camera, session.step(np.full((56, 56, 3), 128 / 255)), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), ValueError, r"\[H, W, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, r"\[H, W, 3\]"),
+        (np.zeros((8, 8, 3), np.int64), TypeError, "uint8 or float"),
+        (np.full((8, 8, 3), 2.0), ValueError, "divide by 255"),
+        (np.full((8, 8, 3), np.nan), ValueError, "divide by 255"),
+    ],
+)
+def test_frames_that_are_none_are_refused(frame, error, message):
+    session = small("mobilenet_v3_small").to_streaming(SIZE)
+    with pytest.raises(error, match=message):
+        session.step(frame)
+    assert session.frames_seen == 0
+
+
+def test_models_that_see_the_whole_clip_do_not_stream():
+    with pytest.raises(ValueError, match="frame by frame"):
+        small("mobilenet_v3_small_tsm").to_streaming()
+
+
+@pytest.mark.parametrize(
+    ("clips", "error", "message"),
+    [
+        (tf.zeros([1, 5, 32, 32, 3], tf.uint8), TypeError, "divide uint8 pixels by 255"),
+        (tf.zeros([1, 5, 32, 48, 3]), ValueError, "squares"),
+        (tf.zeros([5, 32, 32, 3]), ValueError, r"\[B, N, H, W, 3\]"),
+        (tf.zeros([1, 5, 3, 32, 32]), ValueError, r"\[B, N, H, W, 3\]"),
+    ],
+)
+def test_clips_that_are_none_are_refused(clips, error, message):
+    with pytest.raises(error, match=message):
+        small("mobilenet_v3_small")(clips)
+
+
+def test_masked_frames_reach_neither_the_head_nor_the_loss():
+    model = small("mobilenet_v3_small_grw")
+    clips = random_clips(2, 10)
+    mask = tf.constant([[True] * 5 + [False] * 5] * 2)
+    padded = tf.concat([clips[:, :5], tf.ones_like(clips[:, 5:])], axis=1)
+    np.testing.assert_allclose(model(padded, mask=mask), model(clips[:, :5]), atol=1e-5)
+    plain = small("mobilenet_v3_small")
+    np.testing.assert_allclose(plain(padded, mask=mask), plain(clips[:, :5]), atol=1e-5)
+
+
+def test_the_official_classifier_refuses_a_mask():
+    with pytest.raises(ValueError, match="averages over all frames"):
+        small("movinet_a0_stream_relu6")(random_clips(1, 3), mask=tf.ones([1, 3], tf.bool))
+
+
+def test_an_endpoint_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"one of block0_layer0, .*head"):
+        small("movinet_a0_stream_intermediate", endpoint="block9_layer9")
