@@ -65,7 +65,8 @@ def load(
     spec, own = _find(name)
     spec = spec.replace(changes)
     if own is None and weights is None:
-        model = VideoClassifier(spec.replace({"num_classes": num_classes or spec.num_classes}))
+        chosen = {} if num_classes is None else {"num_classes": num_classes}
+        model = VideoClassifier(spec.replace(chosen))
     else:
         imported = own if own is not None else _weights(spec.name, weights, ema)
         model = _build(spec, imported, num_classes, skip, tuple(changes))

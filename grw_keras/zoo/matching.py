@@ -102,8 +102,9 @@ def resolve(
                 f"The weights fix `{field}`={changes[field]!r}: leave it out, or load without "
                 f"weights. Received: {field}={getattr(spec, field)!r}"
             )
-    classes = file.get("num_classes", spec.num_classes)
-    resolved = spec.replace({**changes, "num_classes": num_classes or classes})
+    if num_classes is None:
+        num_classes = file.get("num_classes", spec.num_classes)
+    resolved = spec.replace({**changes, "num_classes": num_classes})
     if resolved.name != spec.name:
         log.warning("%s became %s: its weights fix that", spec.name, resolved.name)
     return resolved
