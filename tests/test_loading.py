@@ -11,7 +11,7 @@ import tf_keras
 from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras import zoo
-from grw_keras.zoo import matching, pretrained
+from grw_keras.zoo import matching
 from grw_keras.zoo.matching import WeightsMismatchError
 from tests.hub_server import File, HubServer
 from tests.zoo_helpers import random_clips, randomize
@@ -267,7 +267,7 @@ def test_a_choice_against_the_weights_is_refused(saved):
 
 
 def test_what_files_only_assume_yields_to_a_choice(saved):
-    imported = pretrained.read(saved)
+    imported = zoo.read_weights(saved)
     assumed = zoo.Imported(
         tensors=imported.tensors,
         spec={**imported.spec, "activation": "relu6"},
@@ -279,7 +279,7 @@ def test_what_files_only_assume_yields_to_a_choice(saved):
 
 
 def test_weights_that_are_not_numbers_are_refused(saved):
-    imported = pretrained.read(saved)
+    imported = zoo.read_weights(saved)
     imported.tensors["logits/bias"][1] = np.nan
     with pytest.raises(ValueError, match="logits/bias"):
         matching.fit(zoo.load(saved), imported)
@@ -300,7 +300,7 @@ def test_damaged_and_newer_folders_are_refused(saved, tmp_path, file, change, me
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     (folder / file).write_bytes(change((folder / file).read_bytes()))
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(ValueError, match=message):
         zoo.load(folder)
 
 

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
+from grw_keras.models import pretrained
 from grw_keras.models.head import TransformerHead
 from grw_keras.models.mobilenet import FrameAverage, MobileNetBackbone
 from grw_keras.models.movinet import MovinetBackbone, MovinetClassifierHead
 from grw_keras.models.optimizer import paper_optimizer
 from grw_keras.models.randomness import Randomness
 from grw_keras.models.spec import FEATURE_WIDTHS, ModelSpec
+from grw_keras.models.streaming import StreamSession
 from grw_keras.regularizer import GRWRegularizer
 
 States = dict[str, tf.Tensor]
@@ -137,10 +139,8 @@ class VideoClassifier(tf_keras.Model):
         logits, head = self.head.step(features, {name: states[name] for name in of_head})
         return tf.cast(logits, tf.float32), {**backbone, **head}
 
-    def to_streaming(self, resolution: int | None = None):
+    def to_streaming(self, resolution: int | None = None) -> StreamSession:
         """A `StreamSession`: frames in, one at a time, probabilities out."""
-        from grw_keras.models.streaming import StreamSession
-
         return StreamSession(self, resolution)
 
     def batch_norms(self) -> list[tf_keras.layers.BatchNormalization]:
@@ -187,9 +187,7 @@ class VideoClassifier(tf_keras.Model):
 
     def save_pretrained(self, folder) -> None:
         """Writes weights, spec, labels and a card to a folder that `zoo.load` reads."""
-        from grw_keras.zoo.pretrained import save_pretrained
-
-        save_pretrained(self, folder)
+        pretrained.save_pretrained(self, folder)
 
 
 def _regularizer(spec: ModelSpec) -> GRWRegularizer | None:

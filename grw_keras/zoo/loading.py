@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec, check_fields
-from grw_keras.zoo import download, manifest, matching, pretrained, registry
+from grw_keras.zoo import download, manifest, matching, registry
 from grw_keras.zoo.importers import Imported
 from grw_keras.zoo.importers.files import read_weights
 
@@ -108,7 +109,12 @@ def _find(name) -> tuple[ModelSpec, Imported | None]:
     """The spec of a name or a folder, and the folder's weights."""
     text = os.fspath(name)
     if Path(text).is_dir() and (isinstance(name, os.PathLike) or text not in registry.specs()):
-        imported = pretrained.read(text)
+        if not pretrained.is_pretrained(Path(text)):
+            raise ValueError(
+                "This folder holds no `spec.json` of `save_pretrained`: give a model's name, and "
+                f"foreign weights as `weights`, or convert them. Received: name={text!r}"
+            )
+        imported = read_weights(Path(text))
         return ModelSpec.from_dict(imported.spec), imported
     if isinstance(name, os.PathLike) or os.sep in text:
         raise FileNotFoundError(f"No such folder, and no model has this name: {text}")

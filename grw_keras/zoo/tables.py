@@ -6,8 +6,9 @@ import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
 
+from grw_keras.models import pretrained
 from grw_keras.models.spec import ModelSpec
-from grw_keras.zoo import manifest, pretrained, registry
+from grw_keras.zoo import manifest, registry
 
 COSTS = Path(__file__).with_name("costs.csv")  # counted by benchmarks/cost.py
 _COLUMNS = ("name", "family", "px", "frames", "fps", "GMACs", "state MB", "weights MB", "top-1")

@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from grw_keras.zoo import pretrained
+from grw_keras.models import pretrained
 from grw_keras.zoo.importers import Imported
 
 KNOWN = (
@@ -46,7 +46,8 @@ def read_weights(path: Path, *, ema: bool | None = None) -> Imported:
 
 def _read_folder(path: Path) -> Imported:
     if pretrained.is_pretrained(path):
-        return pretrained.read(path)
+        found = pretrained.read(path)
+        return Imported(tensors=found.tensors, spec=found.spec.to_dict(), labels=found.labels)
     if any(path.rglob("saved_model.pb")):
         from grw_keras.zoo.importers import saved_model
 

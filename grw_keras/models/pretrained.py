@@ -1,5 +1,6 @@
 """Our own release form: a folder with weights (safetensors), spec, labels and a card."""
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -7,15 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 
 import grw_keras
 from grw_keras.models.spec import ModelSpec
-from grw_keras.zoo.importers import Imported
 
 FORMAT_VERSION = 1
 WEIGHTS, SPEC, LABELS, CARD = "model.safetensors", "spec.json", "labels.txt", "README.md"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """What such a folder holds: tensors by name, the spec, one label for each class or None."""
+
+    tensors: dict[str, np.ndarray]
+    spec: ModelSpec
+    labels: tuple[str, ...] | None
 
 
 def save_pretrained(model, folder) -> None:
@@ -49,8 +59,8 @@ def is_pretrained(folder: Path) -> bool:
     return (folder / SPEC).is_file()
 
 
-def read(folder) -> Imported:
-    """The weights, the whole spec and the labels of such a folder.
+def read(folder) -> Pretrained:
+    """The weights, the spec and the labels of such a folder.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
@@ -63,7 +73,7 @@ def read(folder) -> Imported:
                 f"A folder of `save_pretrained` holds {SPEC} and {WEIGHTS}. "
                 f"Received: {folder} without {name}"
             )
-    description = read_description(folder)
+    spec = read_spec(folder)
     try:
         tensors = safetensors.numpy.load_file(folder / WEIGHTS)
     except safetensors.SafetensorError as error:
@@ -71,16 +81,12 @@ def read(folder) -> Imported:
     labels = None
     if (folder / LABELS).is_file():
         labels = tuple((folder / LABELS).read_text(encoding="utf-8").splitlines())
-    return Imported(tensors=tensors, spec=description["spec"], labels=labels)
+    return Pretrained(tensors=tensors, spec=spec, labels=labels)
 
 
 def read_spec(folder) -> ModelSpec:
     """The spec of such a folder; errors as of `read`."""
-    return ModelSpec.from_dict(read_description(Path(folder))["spec"])
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """`spec.json`, checked for its format's version."""
+    folder = Path(folder)
     try:
         description = json.loads((folder / SPEC).read_text(encoding="utf-8"))
         version, spec = description["format_version"], description["spec"]
@@ -92,7 +98,10 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"({grw_keras.__version__}) reads format {FORMAT_VERSION}: update grw_keras. "
             f"Received: format_version={version!r}"
         )
-    return {**description, "spec": dict(spec)}
+    try:
+        return ModelSpec.from_dict(spec)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / SPEC} is no spec of this project: {error}") from error
 
 
 def _description(model) -> dict[str, Any]:

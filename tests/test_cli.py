@@ -1,0 +1,74 @@
+"""The command line, and the tables that it prints."""
+
+import subprocess
+import sys
+
+import pytest
+
+from grw_keras import cli, zoo
+from grw_keras.zoo import registry
+
+
+def test_help_imports_no_framework():
+    code = (
+        "import sys\nfrom grw_keras.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "convert" in run.stdout
+    assert not {"tensorflow", "keras", "tf_keras", "numpy"} & set(run.stderr.split())
+
+
+def test_list_shows_what_a_user_chooses_by(capsys):
+    assert cli.main(["list", "*_stream_grw"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    for column in ("name", "family", "px", "frames", "GMACs", "top-1"):
+        assert column in header
+    assert [row.split()[0] for row in rows] == [f"movinet_a{i}_stream_grw" for i in range(3)]
+    assert "78.4" in rows[0]  # table 1
+    assert rows[0].split()[2:6] == ["172", "50", "5", "2.72"]
+
+
+def test_list_models_gives_names_and_prints_a_table():
+    names = zoo.list_models()
+    assert tuple(names) == tuple(registry.specs())
+    assert len(str(names).splitlines()) == len(names) + 1
+
+
+def test_describe_shows_spec_cost_and_weights(capsys):
+    assert cli.main(["describe", "movinet_a1_stream_grw"]) == 0
+    page = capsys.readouterr().out
+    assert "hf://DrGil/grw-smoothing-movinet/a1s_grw.pt" in page
+    assert "published top-1: 81.9 (table 1)" in page
+    assert "not stated" in page
+    assert cli.main(["describe", "mobilenet_v3_small_grw"]) == 0
+    assert "none published" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "movinet_a1"[:-1]], "closest: movinet_a"),
+        (["list", "resnet*"], "No model's name fits"),
+        (["convert", "nothing.pt", "--out", "x"], "No such file or folder of weights: nothing.pt"),
+        (["convert", __file__, "--out", "x"], "Not a file of weights that can be read"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_convert_makes_a_folder_that_load_reads(shared, tmp_path, capsys):
+    out = tmp_path / "tiny"
+    assert cli.main(["convert", str(shared / "fixtures" / "tiny_ok.pt"), "--out", str(out)]) == 0
+    assert "movinet_a0_stream_grw, 5 classes" in capsys.readouterr().out
+    model = zoo.load(out)
+    assert (model.spec.embed_dim, model.spec.head_mlp, model.spec.window) == (16, 32, 5)
+    assert cli.main(["describe", str(out)]) == 0
+    assert "hard_sigmoid_keras2" in capsys.readouterr().out
