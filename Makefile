@@ -2,6 +2,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Two workers; tests that share what is dear to make are marked as a group for one of them.
+PYTEST := $(PY) -m pytest -n 2 --dist loadgroup
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test test-fast test-all lint bench constraints
@@ -10,13 +12,13 @@ demo: $(READY)
 	$(PY) zoo/moving_shapes.py --out runs/demo
 
 test: $(READY)
-	$(PY) -m pytest -m "not exhaustive"
+	$(PYTEST) -m "not exhaustive"
 
 test-fast: $(READY)
-	$(PY) -m pytest -m "not slow and not exhaustive"
+	$(PYTEST) -m "not slow and not exhaustive"
 
 test-all: $(READY)
-	$(PY) -m pytest
+	$(PYTEST)
 
 lint: $(READY)
 	$(PY) -m ruff check .

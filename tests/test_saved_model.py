@@ -20,6 +20,8 @@ from tests.official_movinets import (
     fake_movinet,
 )
 
+pytestmark = pytest.mark.xdist_group("official")
+
 
 @pytest.fixture(scope="module")
 def exported(official_checkpoints, tmp_path_factory):

@@ -24,6 +24,8 @@ from tests.official_movinets import (
     slow_cases,
 )
 
+pytestmark = pytest.mark.xdist_group("official")
+
 
 @slow_cases
 def test_checkpoint_yields_every_variable(official_models, official_checkpoints, name):

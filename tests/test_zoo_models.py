@@ -21,18 +21,6 @@ def small(name: str, **changes) -> VideoClassifier:
     return randomize(VideoClassifier(spec))
 
 
-@pytest.fixture(scope="module")
-def model(request) -> VideoClassifier:
-    """The model of a name, once for all tests that take it in turn."""
-    return small(request.param)
-
-
-every_model = pytest.mark.parametrize("model", registry.specs(), indirect=True, scope="module")
-every_stream = pytest.mark.parametrize(
-    "model", [n for n, s in registry.specs().items() if s.streaming], indirect=True, scope="module"
-)
-
-
 def stream(model: VideoClassifier, clips) -> list[np.ndarray]:
     """The logits after each frame."""
     states = model.initial_states(len(clips), clips.shape[2])
@@ -43,11 +31,9 @@ def stream(model: VideoClassifier, clips) -> list[np.ndarray]:
     return logits
 
 
-@pytest.mark.slow
-@every_model
-def test_a_registered_model_runs_and_is_smoothed_where_its_spec_says(model):
+def check_smoothing(model: VideoClassifier):
+    """It is smoothed in training alone, and there where its spec says."""
     clips = random_clips(2, FRAMES)
-    model.randomness.step.assign(0)
     logits = model(clips, training=True)
     assert logits.shape == (2, CLASSES)
     assert logits.dtype == tf.float32
@@ -61,9 +47,8 @@ def test_a_registered_model_runs_and_is_smoothed_where_its_spec_says(model):
     assert not model.losses
 
 
-@pytest.mark.slow
-@every_stream
-def test_a_stream_gives_what_the_clip_graph_gives(model):
+def check_streaming(model: VideoClassifier):
+    """Frame by frame it answers as the clip graph; past its window, as that graph's head."""
     clips = random_clips(2, HEAD_WINDOW + 2)
     for seen, logits in enumerate(stream(model, clips), start=1):
         if seen <= HEAD_WINDOW or model.spec.head == "classifier":
@@ -73,6 +58,15 @@ def test_a_stream_gives_what_the_clip_graph_gives(model):
             expected = model.classify(z[:, -HEAD_WINDOW:])
         np.testing.assert_allclose(logits, expected, atol=1e-4)
         assert np.ptp(logits) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.specs())
+def test_a_registered_model_is_smoothed_and_streams_as_its_spec_says(name):
+    model = small(name)
+    check_smoothing(model)
+    if model.spec.streaming:
+        check_streaming(model)
 
 
 def test_a_causal_shift_streams_as_it_clips():

@@ -77,7 +77,7 @@ class VideoClassifier(tf_keras.Model):
     def call(self, inputs, training=None, mask=None):
         check_clip(inputs)
         features = self.backbone(tf.cast(inputs, self.compute_dtype), training=training)
-        if self.spec.placement == "intermediate":
+        if self.regularizer is not None and "smoothed" in features:
             self.regularizer(features["smoothed"], training=training, mask=mask)
         logits = self.head(features["features"], mask=mask, training=training)
         if training:

@@ -46,7 +46,7 @@ class TransformerBlock(tf_keras.layers.Layer):
         return x + self.mlp_output(hidden)
 
     def named_weights(self, prefix: str) -> dict[str, tf.Variable]:
-        named = {}
+        named: dict[str, tf.Variable] = {}
         for part in ("attention_norm", "mlp_norm", "mlp_hidden", "mlp_output"):
             named |= leaves(f"{prefix}/{part}", getattr(self, part))
         for variable in self.attention.weights:

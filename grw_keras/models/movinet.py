@@ -10,7 +10,7 @@ import tf_keras
 from official.projects.movinet.modeling import movinet, movinet_layers
 
 from grw_keras.models.conv3d import TapConv3D
-from grw_keras.models.names import canonical_name
+from grw_keras.models.names import by_canonical_name
 from grw_keras.models.randomness import Drop, Randomness
 from grw_keras.models.spec import FEATURE_WIDTHS, ModelSpec
 
@@ -113,7 +113,7 @@ class MovinetBackbone(tf_keras.layers.Layer):
         return states
 
     def named_weights(self) -> dict[str, tf.Variable]:
-        return {f"backbone/{canonical_name(v.name)}": v for v in self.movinet.weights}
+        return {f"backbone/{n}": v for n, v in by_canonical_name(self.movinet.weights).items()}
 
 
 class MovinetClassifierHead(tf_keras.layers.Layer):
@@ -151,4 +151,4 @@ class MovinetClassifierHead(tf_keras.layers.Layer):
         return {}
 
     def named_weights(self) -> dict[str, tf.Variable]:
-        return {canonical_name(v.name): v for v in self.classifier.weights}
+        return by_canonical_name(self.classifier.weights)

@@ -8,6 +8,8 @@ official classifier `classifier` and `logits`; `block{i}_layer{j}/rezero/scale` 
 """
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 _BLOCK = re.compile(r"\bb(\d+)/l(\d+)\b")
 _PLACE = re.compile(
@@ -55,3 +57,18 @@ def canonical_name(variable_name: str) -> str | None:
     if weight:
         return f"{prefix}/conv{weight[1] or ''}/{weight[2]}"
     return None
+
+
+def by_canonical_name(variables: Iterable[Any]) -> dict[str, Any]:
+    """Official variables by their canonical names.
+
+    Raises:
+        ValueError: a variable that is not of an official MoViNet.
+    """
+    named = {}
+    for variable in variables:
+        name = canonical_name(variable.name)
+        if name is None:
+            raise ValueError(f"Not a variable of an official MoViNet: {variable.name}")
+        named[name] = variable
+    return named

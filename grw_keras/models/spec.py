@@ -23,8 +23,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "placement": ("none", "final", "intermediate"),
     "temporal_shift": ("none", "bidirectional", "causal"),
 }
-_POSITIVE = ("resolution", "resize", "frames", "num_classes")
-_POSITIVE += ("embed_dim", "head_depth", "head_heads", "head_mlp", "head_window")
+_SIZES = (
+    *("resolution", "resize", "frames", "num_classes"),
+    *("embed_dim", "head_depth", "head_heads", "head_mlp", "head_window"),
+)
 _MINIMA = {"window": 3, "alpha": 0, "grw_weight": 0, "seed": 0}
 _RATES = ("dropout", "stochastic_depth")
 
@@ -122,7 +124,7 @@ class ModelSpec:
                 object.__setattr__(self, field, value)
         if self.head_mlp == 0:
             object.__setattr__(self, "head_mlp", 4 * self.embed_dim)
-        for field in (*_POSITIVE, "window", "seed"):
+        for field in (*_SIZES, "window", "seed"):
             value = getattr(self, field)
             self._require(field, type(value) is int, "an integer")
             self._require(field, value >= _MINIMA.get(field, 1), f">= {_MINIMA.get(field, 1)}")

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+from typing import Any
 
 from grw_keras.models.spec import MOVINETS, ModelSpec
 
@@ -16,16 +17,20 @@ _CLIPS = {
     "mobilenet_v3_large": (224, 256, 50, 5.0, 5),
 }
 _STREAMING_MOVINETS = ("movinet_a0", "movinet_a1", "movinet_a2")
-_STREAM = {"streaming": True}
-_BASE = {
+_STREAM: dict[str, Any] = {"streaming": True}
+_BASE: dict[str, Any] = {
     "streaming": False,
     "conv_type": "3d",
     "se_type": "3d",
     "activation": "swish",
     "gating_activation": "sigmoid",
 }
-_RELU6 = {"activation": "relu6", "classifier_activation": "relu6", "se_type": "none"}
-_VARIANTS = {
+_RELU6: dict[str, Any] = {
+    "activation": "relu6",
+    "classifier_activation": "relu6",
+    "se_type": "none",
+}
+_VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "_grw": {"head": "transformer", "placement": "final"},
     "_intermediate": {"placement": "intermediate"},
@@ -33,9 +38,9 @@ _VARIANTS = {
 }
 
 
-def _spec(backbone: str, *parts: dict) -> ModelSpec:
+def _spec(backbone: str, *parts: dict[str, Any]) -> ModelSpec:
     resolution, resize, frames, fps, window = _CLIPS[backbone]
-    fields = {
+    fields: dict[str, Any] = {
         "backbone": backbone,
         "resolution": resolution,
         "resize": resize,
@@ -57,11 +62,11 @@ def _movinets():
 
 
 def _mobilenets():
-    two_sided = {"streaming": False, "temporal_shift": "bidirectional"}
+    two_sided: dict[str, Any] = {"streaming": False, "temporal_shift": "bidirectional"}
     for backbone in ("mobilenet_v3_small", "mobilenet_v3_large"):
         yield _spec(backbone, _STREAM)
         yield _spec(backbone, two_sided)
-    pairs = {"pair_input": True, "endpoint": "Conv_1"}
+    pairs: dict[str, Any] = {"pair_input": True, "endpoint": "Conv_1"}
     for suffix, variant in _VARIANTS.items():
         if suffix:
             yield _spec("mobilenet_v3_small", _STREAM, pairs, variant)
