@@ -1,0 +1,1 @@
+"""Measuring models: accuracy, cost, and what the paper publishes of both."""
