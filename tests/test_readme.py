@@ -10,9 +10,16 @@ import tensorflow as tf
 import tf_keras
 
 import grw_keras
+from tests.hub_server import File, HubServer
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def block(marker: str) -> str:
+    """The one block of code that holds `marker`."""
+    (found,) = [code for code in BLOCKS if marker in code]
+    return found
 
 
 def clips(size: int):
@@ -23,7 +30,7 @@ def clips(size: int):
 @pytest.mark.slow
 def test_the_layer_in_a_models_own_code():
     names: dict = {}
-    exec(BLOCKS[0], names)
+    exec(block("TimeDistributed"), names)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     names["model"].compile("sgd", loss)
     assert np.isfinite(names["model"].fit(clips(96), verbose=0).history["grw_ordering"]).all()
@@ -31,7 +38,7 @@ def test_the_layer_in_a_models_own_code():
 
 def test_the_keras_3_layer():
     names: dict = {"z": keras.Input((None, 8))}
-    exec(BLOCKS[2], names)
+    exec(block("grw_keras.keras3"), names)
     assert names["z"].shape == (None, None, 8)
 
 
@@ -46,7 +53,7 @@ def test_the_loss_in_a_loop():
         "head": lambda z: tf.reduce_mean(z, 1),
         "cross_entropy": tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     }
-    exec(BLOCKS[3], names)
+    exec(block("GradientTape"), names)
     assert names["loss"].shape == ()
 
 
@@ -54,6 +61,25 @@ def test_the_loss_in_a_loop():
 def test_attach_to_the_official_classifier(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"clips": clips(32)}
-    exec(BLOCKS[1], names)
+    exec(block("grw_keras.attach"), names)
     assert np.isfinite(names["model"].history.history["grw_ordering"]).all()
     assert (tmp_path / "movinet.weights.h5").stat().st_size > 1e6
+
+
+@pytest.mark.slow
+def test_the_zoo_from_download_to_stream(shared, tmp_path, monkeypatch, capsys):
+    """The hub serves the tiny snapshot in place of the authors' file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRW_KERAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    body = (shared / "fixtures" / "tiny_ok.pt").read_bytes()
+    frames = np.random.default_rng(1).integers(0, 256, (2, 90, 120, 3), np.uint8)
+    names = {"clips": clips(32), "test_clips": clips(32), "camera": frames}
+    with HubServer() as hub:
+        path = "/DrGil/grw-smoothing-movinet/resolve/main/a0s_grw.pt"
+        hub.files[path] = File(body, linked=True)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url())
+        exec(block("zoo.load("), names)
+    assert "movinet_a3_grw" in capsys.readouterr().out
+    assert (tmp_path / "my_model" / "model.safetensors").stat().st_size > 1e6
+    assert names["probabilities"].shape == (6,)

@@ -10,6 +10,7 @@ from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.optimizer import TwoRateAdam, paper_optimizer
 from grw_keras.models.randomness import Drop, Randomness
 from grw_keras.zoo import registry
+from tests.helpers import literal_terms
 from tests.zoo_helpers import random_clips, randomize
 
 FRAMES = 6
@@ -69,6 +70,14 @@ def test_fit_and_evaluate_take_a_dataset():
     history = model.fit(data, epochs=3, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
     assert {"accuracy", "grw_ordering", "grw_speed"} <= history.keys()
+    # Evaluation measures the same smoothness as training, and takes clips of any length.
+    clips = random_clips(4, FRAMES)
+    measured = model.evaluate(clips, tf.range(4), verbose=0, return_dict=True)
+    terms = [literal_terms(z[:5]) for z in model.embeddings(clips).numpy()]
+    assert measured["grw_ordering"] == pytest.approx(np.mean(terms, axis=0)[0], rel=1e-3)
+    short = model.evaluate(clips[:, :3], tf.range(4), verbose=0, return_dict=True)
+    assert np.isfinite(short["loss"])
+    assert np.isnan(short["grw_ordering"])
     assert before["loss"] == pytest.approx(np.log(4), rel=0.5)
 
 

@@ -84,6 +84,27 @@ class VideoClassifier(tf_keras.Model):
             self.randomness.advance()
         return tf.cast(logits, tf.float32)
 
+    def test_step(self, data):
+        """Measures the smoothness of what it sees too: `val_grw_…` in `fit`'s history."""
+        if self.regularizer is None:
+            return super().test_step(data)
+        clips, labels, weights = tf_keras.utils.unpack_x_y_sample_weight(data)
+        check_clip(clips)
+        features = self.backbone(tf.cast(clips, self.compute_dtype), training=False)
+        z = features.get("smoothed")
+        self._measure(self.head.embed(features["features"]) if z is None else z)
+        logits = tf.cast(self.head(features["features"], training=False), tf.float32)
+        self.compute_loss(clips, labels, logits, weights)
+        return self.compute_metrics(clips, labels, logits, weights)
+
+    def _measure(self, z) -> None:
+        """Counts z [B, N, …] in the regulariser's metrics; clips shorter than T have no window."""
+        frames = tf.shape(z)[1]
+        lacking = tf.maximum(self.spec.window - frames, 0)
+        padding = [[0, 0], [0, lacking], *[[0, 0]] * (len(z.shape) - 2)]
+        mask = tf.sequence_mask(tf.repeat(frames, tf.shape(z)[0]), frames + lacking)
+        self.regularizer.update_metrics(tf.pad(z, padding), mask)
+
     def embeddings(self, clips, training: bool = False) -> tf.Tensor:
         """Z of every frame, [B, N, D]: what GRW-smoothing acts on in the final placement.
 

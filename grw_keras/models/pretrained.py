@@ -42,7 +42,7 @@ def save_pretrained(model, folder) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"`folder` must be a folder. Received: the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: variable.numpy() for name, variable in model.named_weights().items()}
+    tensors = {name: np.array(variable) for name, variable in model.named_weights().items()}
     _write(folder / WEIGHTS, lambda path: safetensors.numpy.save_file(tensors, path))
     if model.labels is None:
         (folder / LABELS).unlink(missing_ok=True)
