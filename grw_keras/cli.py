@@ -10,7 +10,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0, or 1 with the reason on stderr."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
-    logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
+    logging.basicConfig(format="%(message)s", force=True)
+    logging.getLogger("grw_keras").setLevel(logging.INFO)
     run: Callable[..., None] = options.pop("run")
     try:
         run(**options)

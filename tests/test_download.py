@@ -83,13 +83,16 @@ def test_file_of_the_hub_is_checked_against_its_lfs_hash(hub, tmp_path):
         ({"framing": "chunked"}, {"size_bytes": len(BODY)}, "size only: no hash is published"),
         ({"md5": base64.b64encode(hashlib.md5(BODY).digest()).decode()}, {}, "the server's md5"),
         ({}, {"sha256": SHA256, "size_bytes": len(BODY)}, "sha256 of the manifest"),
-        ({"etag": f'"{"0" * 64}"'}, {}, "size only"),  # looks like a hash, and isn't one
+        # The validator looks like a hash, and isn't one.
+        ({"etag": f'"{"0" * 64}"'}, {}, "size only: no hash is published"),
     ],
 )
-def test_what_could_be_verified_is_told(server, file, source, verified):
+def test_what_could_be_verified_is_told(server, caplog, file, source, verified):
     server.files["/a.pt"] = File(BODY, **file)
     fetched = quick(Source(server.url("/a.pt"), **source))
     assert fetched.verified.startswith(verified)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("no hash is published" in text for text in warnings) == ("hash" in verified)
     assert quick(Source(server.url("/a.pt"), **source)).verified == fetched.verified
 
 

@@ -9,7 +9,7 @@ from grw_keras.models import pretrained
 from grw_keras.models.head import TransformerHead
 from grw_keras.models.mobilenet import FrameAverage, MobileNetBackbone
 from grw_keras.models.movinet import MovinetBackbone, MovinetClassifierHead
-from grw_keras.models.optimizer import paper_optimizer
+from grw_keras.models.optimizer import TwoRateAdam, paper_optimizer
 from grw_keras.models.randomness import Randomness
 from grw_keras.models.spec import FEATURE_WIDTHS, ModelSpec
 from grw_keras.models.streaming import StreamSession
@@ -18,6 +18,7 @@ from grw_keras.regularizer import GRWRegularizer
 States = dict[str, tf.Tensor]
 
 
+@tf_keras.saving.register_keras_serializable("grw_keras")
 class VideoClassifier(tf_keras.Model):
     """Classifies clips; every model of the zoo is one.
 
@@ -40,8 +41,10 @@ class VideoClassifier(tf_keras.Model):
         ValueError: frames that are no squares, labels that don't fit.
     """
 
-    def __init__(self, spec: ModelSpec, labels: Sequence[str] | None = None, **kwargs):
-        super().__init__(name=kwargs.pop("name", spec.name), **kwargs)
+    def __init__(
+        self, spec: ModelSpec, labels: Sequence[str] | None = None, name: str | None = None
+    ):
+        super().__init__(name=name or spec.name)
         self.spec = spec
         self.labels = labels
         self.randomness = Randomness(spec.seed, name="randomness")
@@ -151,11 +154,13 @@ class VideoClassifier(tf_keras.Model):
         """Logits [B, classes] after one more frame [B, 1, H, W, 3], and the states after it.
 
         After N ≤ `head_window` frames they are the clip graph's logits of those N frames; later,
-        the clip graph's head over the last `head_window` embeddings.
+        the clip graph's head over the last `head_window` embeddings. Two-sided TSM streams with
+        shifts from the past alone (Lin et al., section 3.4), as its `"causal"` clip graph.
         """
         of_head = self.head.initial_states(1).keys()
         features, backbone = self.backbone.step(
-            frame, {name: state for name, state in states.items() if name not in of_head}
+            tf.cast(frame, self.compute_dtype),
+            {name: state for name, state in states.items() if name not in of_head},
         )
         logits, head = self.head.step(features, {name: states[name] for name in of_head})
         return tf.cast(logits, tf.float32), {**backbone, **head}
@@ -203,8 +208,28 @@ class VideoClassifier(tf_keras.Model):
             "metrics": metrics,
         }
         if "optimizer" not in kwargs:
-            defaults["optimizer"] = paper_optimizer(self.backbone.trainable_weights, steps)
+            defaults["optimizer"] = paper_optimizer(steps)
         self.compile(**{**defaults, **kwargs})
+
+    def compile(self, optimizer="rmsprop", *args, **kwargs):
+        """As of any tf_keras model; a `TwoRateAdam` is told which variables are the backbone's."""
+        if isinstance(optimizer, TwoRateAdam):
+            optimizer.name_backbone(self.backbone.weights)
+        super().compile(optimizer, *args, **kwargs)
+
+    def compile_from_config(self, config):
+        # Keras asks whoever overrides `compile` for this too.
+        self.compile(**tf_keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def get_config(self):
+        return {"spec": self.spec.to_dict(), "labels": self.labels, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        del custom_objects
+        spec = ModelSpec.from_dict(config["spec"])
+        return cls(spec, labels=config["labels"], name=config["name"])
 
     def save_pretrained(self, folder) -> None:
         """Writes weights, spec, labels and a card to a folder that `zoo.load` reads."""

@@ -97,7 +97,8 @@ class MobileNetBackbone(tf_keras.layers.Layer):
         return self._run(clip, lambda layer, x: shift_channels(x, self.temporal_shift))
 
     def step(self, frame, states: States) -> tuple[tf.Tensor, States]:
-        """Features of the next frame [B, 1, H, W, 3]."""
+        """Features of the next frame [B, 1, H, W, 3]; shifts reach back alone, for no frame after
+        it is known yet."""
         new = dict(states)
         if self.pair_input:
             seen = states["state_base_frame_count"]
@@ -144,7 +145,7 @@ class MobileNetBackbone(tf_keras.layers.Layer):
         return clip
 
     def initial_states(self, batch_size: int, resolution: int) -> States:
-        frame = tf.zeros([batch_size, 1, resolution, resolution, 3])
+        frame = tf.zeros([batch_size, 1, resolution, resolution, 3], self.compute_dtype)
         states = {}
         if self.pair_input:
             states["state_base_frame"] = frame
@@ -192,7 +193,7 @@ class FrameAverage(tf_keras.layers.Layer):
 
     def initial_states(self, batch_size: int) -> States:
         return {
-            "state_head_mean": tf.zeros([batch_size, self.num_classes]),
+            "state_head_mean": tf.zeros([batch_size, self.num_classes], self.compute_dtype),
             "state_head_frame_count": tf.zeros([1], tf.int32),
         }
 

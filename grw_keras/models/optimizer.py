@@ -19,7 +19,8 @@ class TwoRateAdam(tf_keras.optimizers.Adam):
     Args:
         learning_rate: the backbone's, a number or a schedule over steps.
         head_factor: of the rest's learning rate to it, > 0.
-        backbone: the variables that take `learning_rate` itself.
+        backbone: the variables that take `learning_rate` itself; a `VideoClassifier` names its
+            own when it is compiled.
         **kwargs: Adam's.
 
     Reference:
@@ -39,7 +40,11 @@ class TwoRateAdam(tf_keras.optimizers.Adam):
         self._factor = 1.0
         super().__init__(learning_rate, name=name, **kwargs)
         self.head_factor = float(head_factor)
-        self._slow = {self._var_key(variable) for variable in backbone}
+        self.name_backbone(backbone)
+
+    def name_backbone(self, variables: Iterable) -> None:
+        """Says which variables take `learning_rate` itself."""
+        self._slow = {self._var_key(variable) for variable in variables}
 
     @property
     def learning_rate(self):
@@ -61,11 +66,10 @@ class TwoRateAdam(tf_keras.optimizers.Adam):
         return {**super().get_config(), "head_factor": self.head_factor}
 
 
-def paper_optimizer(backbone: Iterable, steps: int | None = None) -> TwoRateAdam:
+def paper_optimizer(steps: int | None = None) -> TwoRateAdam:
     """The optimiser with the paper's learning rates.
 
     Args:
-        backbone: the variables of the backbone.
         steps: of the whole training, over which both rates fall along a cosine, from 1e-4 to
             1e-6 and from 1e-3 to 1e-5. None: they stay at 1e-4 and 1e-3.
 
@@ -74,8 +78,8 @@ def paper_optimizer(backbone: Iterable, steps: int | None = None) -> TwoRateAdam
     """
     first, last = BACKBONE_RATES
     if steps is None:
-        return TwoRateAdam(first, backbone=backbone)
+        return TwoRateAdam(first)
     if int(steps) != steps or steps < 1:
         raise ValueError(f"`steps` must be a positive integer or None. Received: {steps}")
     schedule = tf_keras.optimizers.schedules.CosineDecay(first, int(steps), alpha=last / first)
-    return TwoRateAdam(schedule, backbone=backbone)
+    return TwoRateAdam(schedule)

@@ -40,8 +40,8 @@ class ModelSpec:
 
     Args:
         backbone: one of `FEATURE_WIDTHS`.
-        streaming: causal, so that it can run frame by frame: MoViNet-Ai-S, MobileNetV3. False:
-            base MoViNets and two-sided TSM, where every frame's features see the whole clip.
+        streaming: can run frame by frame: MoViNet-Ai-S, MobileNetV3. False: base MoViNets, where
+            every frame's features see the whole clip.
         resolution: height and width that the model is measured at, pixels.
         resize: height and width that evaluation resizes a frame to before it cuts out the
             centre, pixels.
@@ -69,7 +69,8 @@ class ModelSpec:
         alpha: α of equation 6.
         grw_weight: λ of equation 7.
         pair_input: feed (frame, base frame of its T-window) as six channels; MobileNetV3.
-        temporal_shift: TSM; `"causal"` takes channels from the frame before alone.
+        temporal_shift: TSM; `"causal"` takes channels from the frame before alone, as streams do
+            with `"bidirectional"` too.
         dropout: rate before the last linear layer, in [0, 1). Ours: the paper states none.
         stochastic_depth: drop rate of the last MoViNet block, in [0, 1). Ours.
         frozen_batch_norm: keep the backbone's batch norms as they are in training too; so for
@@ -154,11 +155,7 @@ class ModelSpec:
             self._require("pair_input", not self.pair_input, "False with a MoViNet")
             self._require("temporal_shift", self.temporal_shift == "none", "'none' with a MoViNet")
         else:
-            self._require(
-                "streaming",
-                self.streaming == (self.temporal_shift != "bidirectional"),
-                "True for MobileNetV3, False with temporal_shift='bidirectional'",
-            )
+            self._require("streaming", self.streaming, "True for MobileNetV3")
 
     @property
     def family(self) -> str:

@@ -7,6 +7,7 @@ validator says that the file is still the same.
 
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -337,7 +338,8 @@ def _obtain(
     except Refused as error:
         _reject(slot, slot.part, digests, str(error))
     cache.keep(slot, Record(str(place), digests.sha256, verified))
-    log.info("Fetched %s from %s; verified: %s", slot.path, place, verified)
+    level = logging.WARNING if UNVERIFIED in verified else logging.INFO
+    log.log(level, "Fetched %s from %s; verified: %s", slot.path, place, verified)
     return _unpacked(Fetched(slot.loadable(digests.sha256), source, verified), slot, digests)
 
 

@@ -62,10 +62,10 @@ def _movinets():
 
 
 def _mobilenets():
-    two_sided: dict[str, Any] = {"streaming": False, "temporal_shift": "bidirectional"}
+    two_sided: dict[str, Any] = {"temporal_shift": "bidirectional"}
     for backbone in ("mobilenet_v3_small", "mobilenet_v3_large"):
         yield _spec(backbone, _STREAM)
-        yield _spec(backbone, two_sided)
+        yield _spec(backbone, _STREAM, two_sided)
     pairs: dict[str, Any] = {"pair_input": True, "endpoint": "Conv_1"}
     for suffix, variant in _VARIANTS.items():
         if suffix:
