@@ -1,24 +1,38 @@
 """grw-keras: the command line. Imports what a command needs only when it runs."""
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0, or 1 with the reason on stderr."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
-    logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("grw_keras").setLevel(logging.INFO)
     run: Callable[..., None] = options.pop("run")
-    try:
-        run(**options)
-    except (OSError, ValueError, TypeError) as error:
-        print(f"grw-keras: {error}", file=sys.stderr)
-        return 1
+    with _told():
+        try:
+            run(**options)
+        except (OSError, ValueError, TypeError) as error:
+            print(f"grw-keras: {error}", file=sys.stderr)
+            return 1
     return 0
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Meanwhile what the package logs is shown, on stderr."""
+    log = logging.getLogger("grw_keras")
+    handler, level = logging.StreamHandler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -321,3 +321,59 @@ def test_a_folder_holds_what_other_programs_need(saved):
     assert names == ["README.md", "labels.txt", "model.safetensors", "spec.json"]
     assert (saved / "labels.txt").read_text() == "a\nb\nc\nd\n"
     assert "mobilenet_v3_small_grw" in (saved / "README.md").read_text()
+
+
+def test_what_to_skip_must_be_there(saved):
+    imported = zoo.read_weights(saved)
+    model = zoo.load(saved)
+    with pytest.raises(TypeError, match="a sequence of patterns"):
+        matching.fit(model, imported, skip="logits/*")
+    with pytest.raises(ValueError, match=r"logts/\*"):
+        matching.fit(model, imported, skip=["logts/*"])
+
+
+def test_a_folder_takes_other_weights_when_asked(saved):
+    new, own = zoo.load(saved, None), zoo.load(saved)
+    name = "transformer/layer0/mlp_hidden/kernel"
+    assert np.any(new.named_weights()[name] != own.named_weights()[name])
+    with pytest.raises(FileNotFoundError, match=r"other\.pt"):
+        zoo.load(saved, "no/other.pt")
+
+
+def test_folders_named_like_weights_are_in_nobodys_way(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRW_KERAS_OFFLINE", "1")
+    monkeypatch.setenv("GRW_KERAS_CACHE", str(tmp_path / "cache"))
+    for name in ("k600", "movinet_a0_stream_grw"):
+        shutil.copytree(saved, tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"a0s_grw\.pt"):
+        zoo.load("movinet_a0_stream_grw")
+    with pytest.raises(ValueError, match="k600"):
+        zoo.load("movinet_a0_stream_grw", "")
+
+
+def test_loaded_batch_norms_can_be_frozen(saved):
+    assert zoo.load(saved, frozen_batch_norm=True).spec.frozen_batch_norm
+
+
+def test_weights_with_shifts_are_not_taken_for_plain_ones(caplog):
+    model = zoo.load("mobilenet_v3_small_tsm", None, num_classes=4)
+    imported = zoo.Imported(
+        tensors={name: v.numpy() for name, v in model.named_weights().items()},
+        spec=model.spec.to_dict(),
+    )
+    plain = zoo.load("mobilenet_v3_small", None, num_classes=4).spec
+    matching.resolve(plain, imported, None)
+    assert any("temporal_shift" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("labels", ["abcd", ["a", "b\nc", "d", "e"], ["a", "b"]])
+def test_labels_that_are_none_are_refused(saved, labels):
+    with pytest.raises(ValueError, match="`labels`"):
+        zoo.load(saved).labels = labels
+
+
+@pytest.mark.parametrize("resolution", [0, -1, 8.5])
+def test_resolutions_that_are_none_are_refused(saved, resolution):
+    with pytest.raises(ValueError, match="`resolution`"):
+        zoo.load(saved).to_streaming(resolution)

@@ -70,6 +70,8 @@ def test_an_unknown_name_gets_the_closest():
         ({"head_heads": 7}, ValueError, "a divisor of 480"),
         ({"head": "classifier"}, ValueError, "only head='transformer' has Z"),
         ({"pair_input": True}, ValueError, "False with a MoViNet"),
+        ({"fps": "5"}, ValueError, "`fps` must be a number"),
+        ({"pair_input": "no"}, ValueError, "True or False"),
         ({"windw": 5}, TypeError, "Did you mean 'window'"),
     ],
 )
@@ -84,6 +86,10 @@ def test_sizes_follow_what_they_depend_on():
     assert spec.replace({"embed_dim": 64, "head_mlp": 100}).head_mlp == 100
     assert spec.replace({"frames": 10}).head_window == 10
     assert spec.replace({"dropout": 0.5}).head_mlp == 4 * 480
+    assert spec.replace({"backbone": "movinet_a1"}).embed_dim == 600
+    chosen = spec.replace({"head_window": 4, "head_mlp": 100})
+    assert chosen.replace({"frames": 10, "embed_dim": 64}).head_window == 4
+    assert chosen.replace({"frames": 10, "embed_dim": 64}).head_mlp == 100
 
 
 def test_a_spec_cannot_be_changed_in_place():

@@ -70,6 +70,10 @@ class VideoClassifier(tf_keras.Model):
 
     @labels.setter
     def labels(self, labels: Sequence[str] | None):
+        if isinstance(labels, str) or any("\n" in str(label) for label in labels or ()):
+            raise ValueError(
+                f"`labels` must be a sequence of names of one line each. Received: {labels!r}"
+            )
         if labels is not None and len(labels) != self.spec.num_classes:
             raise ValueError(
                 f"`labels` must be {self.spec.num_classes} names, one for each class. "
@@ -91,22 +95,20 @@ class VideoClassifier(tf_keras.Model):
         """Measures the smoothness of what it sees too: `val_grw_…` in `fit`'s history."""
         if self.regularizer is None:
             return super().test_step(data)
+        self._clear_losses()  # of the last training step, as a call of the model would
         clips, labels, weights = tf_keras.utils.unpack_x_y_sample_weight(data)
         check_clip(clips)
         features = self.backbone(tf.cast(clips, self.compute_dtype), training=False)
-        z = features.get("smoothed")
-        self._measure(self.head.embed(features["features"]) if z is None else z)
-        logits = tf.cast(self.head(features["features"], training=False), tf.float32)
+        if self.spec.placement == "final":
+            z = self.head.embed(features["features"])
+            logits = self.head.classify(z)
+        else:
+            z = features["smoothed"]
+            logits = self.head(features["features"], training=False)
+        self.regularizer.update_metrics(*_with_whole_window(z, self.spec.window))
+        logits = tf.cast(logits, tf.float32)
         self.compute_loss(clips, labels, logits, weights)
         return self.compute_metrics(clips, labels, logits, weights)
-
-    def _measure(self, z) -> None:
-        """Counts z [B, N, …] in the regulariser's metrics; clips shorter than T have no window."""
-        frames = tf.shape(z)[1]
-        lacking = tf.maximum(self.spec.window - frames, 0)
-        padding = [[0, 0], [0, lacking], *[[0, 0]] * (len(z.shape) - 2)]
-        mask = tf.sequence_mask(tf.repeat(frames, tf.shape(z)[0]), frames + lacking)
-        self.regularizer.update_metrics(tf.pad(z, padding), mask)
 
     def embeddings(self, clips, training: bool = False) -> tf.Tensor:
         """Z of every frame, [B, N, D]: what GRW-smoothing acts on in the final placement.
@@ -146,7 +148,16 @@ class VideoClassifier(tf_keras.Model):
                 "Each frame's features depend on the whole clip, so this model can't run frame by "
                 f"frame: use a '…_stream' or MobileNetV3 model. Received: {self.spec.name}"
             )
-        resolution = resolution or self.spec.resolution
+        if self.compute_dtype != "float32":
+            raise ValueError(
+                "Streams run in float32, for sums over long streams drift in less: save the model "
+                "and load it without a mixed-precision policy. "
+                f"Received: a model that computes in {self.compute_dtype}"
+            )
+        resolution = self.spec.resolution if resolution is None else resolution
+        for name, value in (("batch_size", batch_size), ("resolution", resolution)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
         states = self.backbone.initial_states(batch_size, resolution)
         return {**states, **self.head.initial_states(batch_size)}
 
@@ -159,7 +170,7 @@ class VideoClassifier(tf_keras.Model):
         """
         of_head = self.head.initial_states(1).keys()
         features, backbone = self.backbone.step(
-            tf.cast(frame, self.compute_dtype),
+            frame,
             {name: state for name, state in states.items() if name not in of_head},
         )
         logits, head = self.head.step(features, {name: states[name] for name in of_head})
@@ -213,8 +224,11 @@ class VideoClassifier(tf_keras.Model):
 
     def compile(self, optimizer="rmsprop", *args, **kwargs):
         """As of any tf_keras model; a `TwoRateAdam` is told which variables are the backbone's."""
-        if isinstance(optimizer, TwoRateAdam):
-            optimizer.name_backbone(self.backbone.weights)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if isinstance(inner, TwoRateAdam) and not inner.knows_backbone:
+            inner.name_backbone(self.backbone.weights)
+        if self.spec.frozen_batch_norm:  # setting `trainable` of a whole part would thaw them
+            self.set_batch_norm_frozen(True)
         super().compile(optimizer, *args, **kwargs)
 
     def compile_from_config(self, config):
@@ -249,6 +263,15 @@ def _regularizer(spec: ModelSpec) -> GRWRegularizer | None:
         seed=spec.seed,
         name="grw",
     )
+
+
+def _with_whole_window(z, window: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """z [B, N, …] padded to `window` frames at least, and the mask of its own frames [B, N']."""
+    frames = tf.shape(z)[1]
+    lacking = tf.maximum(window - frames, 0)
+    padding = [[0, 0], [0, lacking], *[[0, 0]] * (len(z.shape) - 2)]
+    mask = tf.sequence_mask(tf.repeat(frames, tf.shape(z)[0]), frames + lacking)
+    return tf.pad(z, padding), mask
 
 
 def check_clip(clip) -> None:

@@ -129,9 +129,7 @@ class TransformerHead(tf_keras.layers.Layer):
 
     def initial_states(self, batch_size: int) -> States:
         return {
-            "state_head_window": tf.zeros(
-                [batch_size, self.window, self.width], self.compute_dtype
-            ),
+            "state_head_window": tf.zeros([batch_size, self.window, self.width]),
             "state_head_frame_count": tf.zeros([1], tf.int32),
         }
 

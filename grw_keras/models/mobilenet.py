@@ -145,7 +145,7 @@ class MobileNetBackbone(tf_keras.layers.Layer):
         return clip
 
     def initial_states(self, batch_size: int, resolution: int) -> States:
-        frame = tf.zeros([batch_size, 1, resolution, resolution, 3], self.compute_dtype)
+        frame = tf.zeros([batch_size, 1, resolution, resolution, 3])
         states = {}
         if self.pair_input:
             states["state_base_frame"] = frame
@@ -193,7 +193,7 @@ class FrameAverage(tf_keras.layers.Layer):
 
     def initial_states(self, batch_size: int) -> States:
         return {
-            "state_head_mean": tf.zeros([batch_size, self.num_classes], self.compute_dtype),
+            "state_head_mean": tf.zeros([batch_size, self.num_classes]),
             "state_head_frame_count": tf.zeros([1], tf.int32),
         }
 

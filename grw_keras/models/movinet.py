@@ -108,11 +108,9 @@ class MovinetBackbone(tf_keras.layers.Layer):
 
     def initial_states(self, batch_size: int, resolution: int) -> States:
         states = self.movinet.init_states([batch_size, 1, resolution, resolution, 3])
-        return {
-            name: tf.cast(state, self.compute_dtype) if state.dtype.is_floating else state
-            for name, state in states.items()
-            if not (self.per_frame and name.startswith("state_head_pool"))
-        }
+        if self.per_frame:
+            states = {k: v for k, v in states.items() if not k.startswith("state_head_pool")}
+        return states
 
     def named_weights(self) -> dict[str, tf.Variable]:
         return {f"backbone/{n}": v for n, v in by_canonical_name(self.movinet.weights).items()}

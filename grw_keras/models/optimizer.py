@@ -31,7 +31,7 @@ class TwoRateAdam(tf_keras.optimizers.Adam):
         self,
         learning_rate=BACKBONE_RATES[0],
         head_factor: float = HEAD_FACTOR,
-        backbone: Iterable = (),
+        backbone: Iterable | None = None,
         name: str = "TwoRateAdam",
         **kwargs,
     ):
@@ -40,7 +40,14 @@ class TwoRateAdam(tf_keras.optimizers.Adam):
         self._factor = 1.0
         super().__init__(learning_rate, name=name, **kwargs)
         self.head_factor = float(head_factor)
-        self.name_backbone(backbone)
+        self._slow: set | None = None
+        if backbone is not None:
+            self.name_backbone(backbone)
+
+    @property
+    def knows_backbone(self) -> bool:
+        """Whether it has been said which variables are the backbone's."""
+        return self._slow is not None
 
     def name_backbone(self, variables: Iterable) -> None:
         """Says which variables take `learning_rate` itself."""
@@ -56,6 +63,11 @@ class TwoRateAdam(tf_keras.optimizers.Adam):
         tf_keras.optimizers.Adam.learning_rate.fset(self, value)
 
     def update_step(self, gradient, variable):
+        if self._slow is None:
+            raise ValueError(
+                "Say which variables are the backbone's, by `name_backbone(model.backbone.weights)`"
+                " or by `VideoClassifier.compile`, or they would train at the head's rate."
+            )
         self._factor = 1.0 if self._var_key(variable) in self._slow else self.head_factor
         try:
             super().update_step(gradient, variable)

@@ -42,7 +42,9 @@ def save_pretrained(model, folder) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"`folder` must be a folder. Received: the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.array(variable) for name, variable in model.named_weights().items()}
+    tensors = {
+        name: np.asarray(variable.numpy()) for name, variable in model.named_weights().items()
+    }
     _write(folder / WEIGHTS, lambda path: safetensors.numpy.save_file(tensors, path))
     if model.labels is None:
         (folder / LABELS).unlink(missing_ok=True)
@@ -80,7 +82,12 @@ def read(folder) -> Pretrained:
         raise ValueError(f"{folder / WEIGHTS} is damaged or cut off: {error}") from error
     labels = None
     if (folder / LABELS).is_file():
-        labels = tuple((folder / LABELS).read_text(encoding="utf-8").splitlines())
+        labels = tuple((folder / LABELS).read_text(encoding="utf-8").split("\n")[:-1])
+        if len(labels) != spec.num_classes:
+            raise ValueError(
+                f"{folder / LABELS} must have a line for each of {spec.num_classes} classes. "
+                f"Received: {len(labels)}"
+            )
     return Pretrained(tensors=tensors, spec=spec, labels=labels)
 
 

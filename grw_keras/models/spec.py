@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -127,8 +128,14 @@ class ModelSpec:
             object.__setattr__(self, "head_mlp", 4 * self.embed_dim)
         for field in (*_SIZES, "window", "seed"):
             value = getattr(self, field)
-            self._require(field, type(value) is int, "an integer")
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            self._require(field, whole, "an integer")
             self._require(field, value >= _MINIMA.get(field, 1), f">= {_MINIMA.get(field, 1)}")
+            object.__setattr__(self, field, int(value))
+        for field in ("streaming", "pair_input", "frozen_batch_norm"):
+            self._require(field, isinstance(getattr(self, field), bool), "True or False")
+        for field in ("alpha", "grw_weight", "fps", *_RATES):
+            self._require(field, isinstance(getattr(self, field), numbers.Real), "a number")
         for field in ("alpha", "grw_weight"):
             self._require(field, 0 <= getattr(self, field) < float("inf"), ">= 0 and finite")
         for field in _RATES:
@@ -186,19 +193,18 @@ class ModelSpec:
         return 6 if self.pair_input else 3
 
     def replace(self, changes: Mapping[str, Any]) -> "ModelSpec":
-        """A copy with some fields changed; sizes that followed from a changed one follow again.
+        """A copy with some fields changed; sizes at their usual value follow what they depend on.
 
         Raises:
             TypeError: a field that does not exist, with the closest one that does.
         """
         check_fields(changes)
-        follow = {"embed_dim": ("head_mlp",), "frames": ("head_window",)}
-        implied = {
-            dependent: 0
-            for field, dependents in follow.items()
-            if field in changes and changes[field] != getattr(self, field)
-            for dependent in dependents
+        usual = {
+            "embed_dim": FEATURE_WIDTHS[self.backbone],
+            "head_mlp": 4 * self.embed_dim,
+            "head_window": self.frames,
         }
+        implied = {field: 0 for field, value in usual.items() if getattr(self, field) == value}
         return dataclasses.replace(self, **{**implied, **changes})
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class StreamSession:
 
     def __init__(self, model, resolution: int | None = None):
         self.model = model
-        self.resolution = resolution or model.spec.resolution
+        self.resolution = model.spec.resolution if resolution is None else resolution
         self._step = tf.function(model.step)
         self.reset()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from grw_keras.models.classifier import VideoClassifier
+from grw_keras.models.classifier import VideoClassifier, check_clip
 
 
 def reestimate_batch_norm(model: VideoClassifier, clips: Iterable) -> None:
@@ -17,7 +17,8 @@ def reestimate_batch_norm(model: VideoClassifier, clips: Iterable) -> None:
 
     Args:
         model: with frozen batch norms or not.
-        clips: batches [B, N, H, W, 3], pixels in [0, 1]; a few hundred frames are enough.
+        clips: batches [B, N, H, W, 3], pixels in [0, 1], or pairs of one and labels, as `fit`
+            takes them; a few hundred frames are enough.
 
     Raises:
         ValueError: no clips.
@@ -28,7 +29,9 @@ def reestimate_batch_norm(model: VideoClassifier, clips: Iterable) -> None:
         for layer, its_moments in zip(layers, moments, strict=True):
             stack.enter_context(_watched(layer, its_moments))
         for batch in clips:
-            model(tf.convert_to_tensor(batch), training=False)
+            video = tf.convert_to_tensor(batch[0] if isinstance(batch, tuple) else batch)
+            check_clip(video)
+            model(video, training=False)
     if not any(each.count for each in moments):
         raise ValueError("`clips` must hold at least one batch. Received: none")
     for layer, its_moments in zip(layers, moments, strict=True):
@@ -67,7 +70,7 @@ def _watched(layer, moments: _Moments):
     try:
         yield
     finally:
-        layer.call = original
+        del layer.call
 
 
 def _restate(layer, mean, variance) -> None:

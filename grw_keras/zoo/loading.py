@@ -13,6 +13,7 @@ from grw_keras.zoo.importers import Imported
 from grw_keras.zoo.importers.files import read_weights
 
 DEFAULT_WEIGHTS = "k600"
+_DATASETS = ("k600", "k400")
 
 
 def load(
@@ -36,7 +37,7 @@ def load(
         weights: `"k600"` or `"k400"`, published weights of that model; the name of another
             model, whose K600 weights are taken; a file or folder of any format that
             `grw-keras convert` reads; an http(s) or `hf://owner/repository/file` address; or
-            None, random. With a folder as `name`, its own.
+            None, random. With a folder as `name` the default is its own.
         num_classes: width of the logits; None takes the weights' (600 without weights). Another
             number than theirs makes only the last linear layer new.
         ema: of the authors' snapshots: the averaged weights (True), the plain ones (False), or
@@ -65,11 +66,14 @@ def load(
     check_fields(changes)
     spec, own = _find(name)
     spec = spec.replace(changes)
-    if own is None and weights is None:
+    if weights is None:
         chosen = {} if num_classes is None else {"num_classes": num_classes}
         model = VideoClassifier(spec.replace(chosen))
     else:
-        imported = own if own is not None else _weights(spec.name, weights, ema)
+        if own is None or weights != DEFAULT_WEIGHTS:
+            imported = _weights(spec.name, weights, ema)
+        else:
+            imported = own
         model = _build(spec, imported, num_classes, skip, tuple(changes))
     if compile:
         model.compile_for_training()
@@ -124,14 +128,16 @@ def _find(name) -> tuple[ModelSpec, Imported | None]:
 def _weights(name: str, weights, ema: bool | None) -> Imported:
     """The tensors that `weights` names."""
     text = os.fspath(weights)
-    if Path(text).exists():
-        return read_weights(Path(text), ema=ema)
-    if "://" in text:
-        return read_weights(download.fetch(manifest.Source(text)).path, ema=ema)
+    named = isinstance(weights, str) and (text in _DATASETS or text in registry.specs())
+    if not named:
+        if "://" in text:
+            return read_weights(download.fetch(manifest.Source(text)).path, ema=ema)
+        if text and Path(text).exists():
+            return read_weights(Path(text), ema=ema)
+        if os.sep in text or "." in text:
+            raise FileNotFoundError(f"No such file or folder of weights: {text}")
     if text in registry.specs():
         name, text = text, DEFAULT_WEIGHTS
-    elif os.sep in text or "." in text:
-        raise FileNotFoundError(f"No such file or folder of weights: {text}")
     entry = manifest.find(name, text)
     imported = read_weights(download.fetch(entry).path, ema=ema)
     return Imported(

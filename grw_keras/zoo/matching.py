@@ -96,6 +96,8 @@ def resolve(
     }
     if is_folded(imported.tensors):
         changes["frozen_batch_norm"] = True
+    if "frozen_batch_norm" in chosen and spec.frozen_batch_norm:
+        changes.pop("frozen_batch_norm", None)  # any weights can be frozen
     for field in chosen:
         if field in changes and changes[field] != getattr(spec, field):
             raise ValueError(
@@ -105,6 +107,14 @@ def resolve(
     if num_classes is None:
         num_classes = file.get("num_classes", spec.num_classes)
     resolved = spec.replace({**changes, "num_classes": num_classes})
+    shift = file.get("temporal_shift", spec.temporal_shift)
+    if shift != spec.temporal_shift:
+        log.warning(
+            "%s: its weights were trained with temporal_shift=%r, not %r",
+            spec.name,
+            shift,
+            spec.temporal_shift,
+        )
     if resolved.name != spec.name:
         log.warning("%s became %s: its weights fix that", spec.name, resolved.name)
     return resolved
@@ -139,7 +149,7 @@ def fit(model, imported: Imported, skip: Sequence[str] = ()) -> Report:
 
     Raises:
         WeightsMismatchError: tensors missing, unexpected or of another shape.
-        ValueError: tensors that are not finite.
+        ValueError: tensors that are not finite, a pattern that fits no name.
     """
     weights = model.named_weights()
     tensors = _conformed(model.spec, imported)
@@ -154,7 +164,11 @@ def fit(model, imported: Imported, skip: Sequence[str] = ()) -> Report:
         leave(lambda name: not name.startswith("backbone/"))
     elif imported.spec.get("num_classes", model.spec.num_classes) != model.spec.num_classes:
         leave(lambda name: name.startswith("logits/"))
+    if isinstance(skip, str):
+        raise TypeError(f"`skip` must be a sequence of patterns. Received: the string {skip!r}")
     for pattern in skip:
+        if not fnmatch.filter([*weights, *tensors], pattern):
+            raise ValueError(f"No tensor's name fits this pattern of `skip`: {pattern!r}")
         leave(lambda name, pattern=pattern: fnmatch.fnmatch(name, pattern))
     report = compare({n: tuple(w.shape) for n, w in weights.items() if n not in new}, tensors)
     report = dataclasses.replace(report, left_new=tuple(new))
