@@ -59,9 +59,9 @@ def load(
         DownloadError: no source gave the weights.
 
     Example:
-        >>> model = load("movinet_a0_stream_grw", weights=None, num_classes=6)
-        >>> model.spec.name, model.output_shape
-        ('movinet_a0_stream_grw', (None, 6))
+        >>> model = load("mobilenet_v3_small_grw", weights=None, num_classes=6)
+        >>> model.spec.name, model.spec.num_classes
+        ('mobilenet_v3_small_grw', 6)
     """
     check_fields(changes)
     spec, own = _find(name)
