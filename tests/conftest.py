@@ -67,3 +67,33 @@ def official_checkpoints(official_models, tmp_path_factory):
         return path
 
     return folder
+
+
+@pytest.fixture
+def server():
+    """A loopback server that speaks like the hub."""
+    from tests.hub_server import HubServer
+
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """No variable of whoever runs the tests has a say, and nothing lands in a home folder."""
+    for name in ("GRW_KERAS_OFFLINE", "GRW_KERAS_MIRROR", "HF_ENDPOINT", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("GRW_KERAS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def hub(own_cache, server, monkeypatch):
+    """The server as the hub, with one file in LFS."""
+    from tests.hub_server import BODY, REPO_PATH, File
+
+    monkeypatch.setenv("HF_ENDPOINT", server.url())
+    server.files[REPO_PATH] = File(BODY, linked=True)
+    return server

@@ -10,6 +10,10 @@ import http.server
 import threading
 import time
 from collections import Counter
+from pathlib import Path
+
+from grw_keras.zoo.download import fetch
+from grw_keras.zoo.transfer import Policy
 
 
 @dataclasses.dataclass
@@ -197,3 +201,19 @@ def _chunks(body: bytes, stop: int | None, size: int = 16) -> bytes:
         sent += b"%x\r\n" % len(chunk) + chunk[: end - start]
         sent += b"\r\n" if start + len(chunk) <= end else b""
     return sent + (b"0\r\n\r\n" if stop is None else b"")
+
+
+BODY = bytes(range(256)) * 5
+SHA256 = hashlib.sha256(BODY).hexdigest()
+REPO_PATH = "/owner/repo/resolve/main/a.pt"
+HUB_FILE = "hf://owner/repo/a.pt"
+QUICK = Policy(connect_timeout_s=2, read_timeout_s=0.3, tries=3, backoff_s=0.01, max_wait_s=2)
+
+
+def files(folder: Path) -> list[str]:
+    """Names of all files in a folder, without the locks, which stay."""
+    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+
+
+def quick(source, **options):
+    return fetch(source, policy=QUICK, progress=False, **options)
