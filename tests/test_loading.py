@@ -11,7 +11,7 @@ import tf_keras
 from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras import zoo
-from grw_keras.zoo import matching
+from grw_keras.zoo import loading, matching
 from grw_keras.zoo.matching import WeightsMismatchError
 from tests.hub_server import File, HubServer
 from tests.zoo_helpers import random_clips, randomize
@@ -377,3 +377,10 @@ def test_labels_that_are_none_are_refused(saved, labels):
 def test_resolutions_that_are_none_are_refused(saved, resolution):
     with pytest.raises(ValueError, match="`resolution`"):
         zoo.load(saved).to_streaming(resolution)
+
+
+@pytest.mark.parametrize("lost", ["backbone", "head"])
+def test_half_a_model_is_not_converted(saved, lost):
+    spec = {key: v for key, v in zoo.load(saved).spec.to_dict().items() if key != lost}
+    with pytest.raises(ValueError, match=f"holds no {lost}"):
+        loading.spec_of(zoo.Imported(tensors={}, spec=spec))

@@ -199,11 +199,13 @@ def test_masked_frames_reach_neither_the_head_nor_the_loss():
     np.testing.assert_allclose(plain(padded, mask=mask), plain(clips[:, :5]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_official_classifier_refuses_a_mask():
     with pytest.raises(ValueError, match="averages over all frames"):
         small("movinet_a0_stream_relu6")(random_clips(1, 3), mask=tf.ones([1, 3], tf.bool))
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"one of block0_layer0, .*head"):
         small("movinet_a0_stream_intermediate", endpoint="block9_layer9")

@@ -114,6 +114,7 @@ def test_validation_between_steps_is_of_the_cross_entropy_alone(name):
     assert np.isfinite(history["val_grw_ordering"]).all()
 
 
+@pytest.mark.slow
 def test_fit_and_evaluate_take_a_dataset():
     model = zoo.load("mobilenet_v3_small_grw", weights=None, num_classes=4)
     data = tf.data.Dataset.from_tensor_slices((random_clips(4, FRAMES), tf.range(4))).batch(2)
@@ -179,6 +180,7 @@ def test_the_learning_rates_are_the_papers():
     np.testing.assert_allclose(rates, [1e-4, (1e-4 + 1e-6) / 2, 1e-6], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [False, True])
 def test_the_zoo_trains_its_backbone_slowly(saved, tmp_path):
     model = zoo.load("mobilenet_v3_small_grw", weights=None, num_classes=4)
@@ -253,6 +255,7 @@ def test_a_run_can_be_repeated_and_resumed(name):
     np.testing.assert_array_equal(model(clips), model(clips))
 
 
+@pytest.mark.slow
 def test_the_official_stochastic_depth_is_replaced():
     model = zoo.load("movinet_a0_stream_relu6", weights=None, stochastic_depth=0.2)
     drops = [m for m in model.backbone.submodules if isinstance(m, Drop)]
@@ -262,6 +265,7 @@ def test_the_official_stochastic_depth_is_replaced():
     assert not [m for m in model.submodules if type(m).__name__ in ("StochasticDepth", "Dropout")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_models_train_in_mixed_precision_and_stream_in_float32(policy, tmp_path):
     tf_keras.mixed_precision.set_global_policy(policy)
@@ -307,6 +311,7 @@ def test_a_run_resumes_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
         np.testing.assert_allclose(value, expected[key], atol=1e-7, err_msg=key)
 
 
+@pytest.mark.slow
 def test_frozen_batch_norms_stay_frozen_when_the_backbone_thaws():
     model = zoo.load("mobilenet_v3_small_grw", None, num_classes=4, frozen_batch_norm=True)
     model.backbone.trainable = False

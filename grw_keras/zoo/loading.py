@@ -103,8 +103,12 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, *, ema: bool | N
 def spec_of(imported: Imported) -> ModelSpec:
     """The spec that a file's own fields describe, on top of its backbone's registered one."""
     file = dict(imported.spec)
-    if "backbone" not in file:
-        raise ValueError("The weights don't say which backbone they are of; use `load` by a name.")
+    for field in ("backbone", "head"):
+        if field not in file:
+            raise ValueError(
+                f"The file holds no {field}, so it is no whole model: give it to `load` as the "
+                "weights of a model's name."
+            )
     form = "_stream" if file.get("streaming") and file["backbone"].startswith("movinet") else ""
     return registry.get(file["backbone"] + form).replace(file)
 
