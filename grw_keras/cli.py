@@ -1,10 +1,14 @@
-"""grw-keras: the command line. Imports what a command needs only when it runs."""
+"""grw-keras: models for video recognition, their cost, and their weights.
+
+Each command imports what it needs only when it runs.
+"""
 
 import argparse
 import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="of a snapshot, the plain weights instead of the averaged ones",
     )
+    conversion.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
     conversion.set_defaults(run=_convert)
     return parser
 
@@ -73,10 +78,11 @@ def _describe(name: str) -> None:
     print(zoo.describe(name))
 
 
-def _convert(file: str, out: str, plain: bool) -> None:
+def _convert(file: str, out: str, plain: bool, labels: str | None) -> None:
+    names = Path(labels).read_text(encoding="utf-8").splitlines() if labels else None
     from grw_keras import zoo
 
-    model = zoo.convert(file, out, ema=False if plain else None)
+    model = zoo.convert(file, out, ema=False if plain else None, labels=names)
     print(f"{model.spec.name}, {model.spec.num_classes} classes: {out}")
     print(f"load it by grw_keras.zoo.load({out!r})")
 

@@ -26,6 +26,14 @@ def test_offline_uses_the_cache_and_only_the_cache(hub, monkeypatch):
     assert len(hub.requests) == 2  # the redirect and the file
 
 
+def test_mirror_that_is_no_help_is_named(tmp_path):
+    mirrors = [tmp_path / "gone", tmp_path]
+    with pytest.raises(FileNotFoundError) as raised:
+        quick(Source(HUB_FILE), offline=True, mirrors=mirrors)
+    assert f"{tmp_path / 'gone'}: no such folder" in str(raised.value)
+    assert f"{tmp_path}: holds no a.pt" in str(raised.value)
+
+
 def test_bad_value_of_the_offline_switch_is_refused(monkeypatch):
     monkeypatch.setenv("GRW_KERAS_OFFLINE", "perhaps")
     with pytest.raises(ValueError, match=r"GRW_KERAS_OFFLINE must be 1 or 0.*'perhaps'"):

@@ -49,6 +49,7 @@ def test_describe_shows_spec_cost_and_weights(capsys):
     ("arguments", "message"),
     [
         (["describe", "movinet_a1"[:-1]], "closest: movinet_a"),
+        (["describe", "."], "without spec.json"),
         (["list", "resnet*"], "No model's name fits"),
         (["convert", "nothing.pt", "--out", "x"], "No such file or folder of weights: nothing.pt"),
         (["convert", __file__, "--out", "x"], "Not a file of weights that can be read"),
@@ -66,9 +67,13 @@ def test_errors_are_one_line_and_exit_1(arguments, message, capsys, tmp_path, mo
 @pytest.mark.slow
 def test_convert_makes_a_folder_that_load_reads(shared, tmp_path, capsys):
     out = tmp_path / "tiny"
-    assert cli.main(["convert", str(shared / "fixtures" / "tiny_ok.pt"), "--out", str(out)]) == 0
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\ne\n")
+    snapshot = str(shared / "fixtures" / "tiny_ok.pt")
+    assert cli.main(["convert", snapshot, "--out", str(out), "--labels", str(names)]) == 0
     assert "movinet_a0_stream_grw, 5 classes" in capsys.readouterr().out
     model = zoo.load(out)
+    assert model.labels == ("a", "b", "c", "d", "e")
     assert (model.spec.embed_dim, model.spec.head_mlp, model.spec.window) == (16, 32, 5)
     assert cli.main(["describe", str(out)]) == 0
     assert "hard_sigmoid_keras2" in capsys.readouterr().out

@@ -255,6 +255,11 @@ def test_what_cannot_be_loaded_says_why(arguments, options, error, message):
         zoo.load(*arguments, **options)
 
 
+def test_a_file_in_place_of_a_name_is_told_what_to_be(saved):
+    with pytest.raises(ValueError, match=r"load\(NAME, weights=FILE\)"):
+        zoo.load(str(saved / "model.safetensors"))
+
+
 def test_weights_of_another_model_are_refused(saved):
     with pytest.raises(ValueError, match="of another model than movinet_a0_stream"):
         zoo.load("movinet_a0_stream", saved)

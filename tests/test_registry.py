@@ -87,6 +87,8 @@ def test_sizes_follow_what_they_depend_on():
     assert spec.replace({"frames": 10}).head_window == 10
     assert spec.replace({"dropout": 0.5}).head_mlp == 4 * 480
     assert spec.replace({"backbone": "movinet_a1"}).embed_dim == 600
+    assert spec.replace({"resolution": 86}).resize == 100
+    assert spec.replace({"resolution": 86, "resize": 90}).resize == 90
     chosen = spec.replace({"head_window": 4, "head_mlp": 100})
     assert chosen.replace({"frames": 10, "embed_dim": 64}).head_window == 4
     assert chosen.replace({"frames": 10, "embed_dim": 64}).head_mlp == 100

@@ -156,6 +156,7 @@ def test_a_session_takes_camera_frames():
 @pytest.mark.parametrize(
     ("frame", "error", "message"),
     [
+        (None, TypeError, "did the camera give none"),
         (np.zeros((8, 8), np.uint8), ValueError, r"\[H, W, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, r"\[H, W, 3\]"),
         (np.zeros((8, 8, 3), np.int64), TypeError, "uint8 or float"),

@@ -69,12 +69,7 @@ def read(folder) -> Pretrained:
         ValueError: written by a newer format, or damaged.
     """
     folder = Path(folder)
-    for name in (SPEC, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"A folder of `save_pretrained` holds {SPEC} and {WEIGHTS}. "
-                f"Received: {folder} without {name}"
-            )
+    _require(folder, SPEC, WEIGHTS)
     spec = read_spec(folder)
     try:
         tensors = safetensors.numpy.load_file(folder / WEIGHTS)
@@ -94,6 +89,7 @@ def read(folder) -> Pretrained:
 def read_spec(folder) -> ModelSpec:
     """The spec of such a folder; errors as of `read`."""
     folder = Path(folder)
+    _require(folder, SPEC)
     try:
         description = json.loads((folder / SPEC).read_text(encoding="utf-8"))
         version, spec = description["format_version"], description["spec"]
@@ -109,6 +105,15 @@ def read_spec(folder) -> ModelSpec:
         return ModelSpec.from_dict(spec)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{folder / SPEC} is no spec of this project: {error}") from error
+
+
+def _require(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"A folder of `save_pretrained` holds {SPEC} and {WEIGHTS}. "
+                f"Received: {folder} without {name}"
+            )
 
 
 def _description(model) -> dict[str, Any]:

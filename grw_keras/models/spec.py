@@ -193,7 +193,8 @@ class ModelSpec:
         return 6 if self.pair_input else 3
 
     def replace(self, changes: Mapping[str, Any]) -> "ModelSpec":
-        """A copy with some fields changed; sizes at their usual value follow what they depend on.
+        """A copy with some fields changed; sizes at their usual value follow what they depend on,
+        and `resize` follows `resolution`.
 
         Raises:
             TypeError: a field that does not exist, with the closest one that does.
@@ -205,6 +206,8 @@ class ModelSpec:
             "head_window": self.frames,
         }
         implied = {field: 0 for field, value in usual.items() if getattr(self, field) == value}
+        if changes.get("resolution"):
+            implied["resize"] = round(self.resize * changes["resolution"] / self.resolution)
         return dataclasses.replace(self, **{**implied, **changes})
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ class StreamSession:
     """Runs a model over one stream of frames.
 
     It uses the model's own layers: training the model further changes what the session answers.
+    The first step takes some seconds longer, for it is traced then.
 
     Args:
         model: a `VideoClassifier` that can stream.
@@ -32,9 +33,10 @@ class StreamSession:
         """Probabilities [classes], float32, after one more frame.
 
         Args:
-            frame: [H, W, 3], uint8, or float with pixels in [0, 1]. A frame of another size than
-                the session's is resized as evaluation does it, to `resize` pixels square, and its
-                centre is cut out.
+            frame: [H, W, 3], RGB (OpenCV's are BGR: `frame[..., ::-1]`), uint8, or float with
+                pixels in [0, 1], at the spec's `fps`. A frame of another size than the session's
+                is resized as evaluation does it, to a square a little larger, and its centre is
+                cut out.
 
         Raises:
             TypeError, ValueError: not such a frame.
@@ -51,6 +53,8 @@ class StreamSession:
 
 def prepare_frame(frame, resolution: int, resize: int) -> tf.Tensor:
     """[1, 1, resolution, resolution, 3], float32, of a frame of any size."""
+    if frame is None:
+        raise TypeError("A frame must be an array: did the camera give none? Received: None")
     frame = np.asarray(frame)
     if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
         raise ValueError(f"A frame must have shape [H, W, 3]. Received: {frame.shape}")
@@ -59,7 +63,7 @@ def prepare_frame(frame, resolution: int, resize: int) -> tf.Tensor:
     elif np.issubdtype(frame.dtype, np.floating):
         if not (np.min(frame) >= 0 and np.max(frame) <= 1):
             raise ValueError(
-                "Float pixels must be in [0, 1]: divide by 255. "
+                "Float pixels must be finite and in [0, 1]: divide by 255. "
                 f"Received: pixels from {np.min(frame)} to {np.max(frame)}"
             )
         image = tf.constant(frame, tf.float32)

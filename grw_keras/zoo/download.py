@@ -177,19 +177,28 @@ def fetch(
                     return _obtain(source, slot, place, policy, progress)
             except Refused as error:
                 failures.append(f"{place or slot.path}: {error}")
-    raise _nothing_found(slots, failures, offline)
+    raise _nothing_found(slots, failures, offline, mirrors)
 
 
-def _nothing_found(slots: list[tuple[Source, Slot]], failures: list[str], offline: bool) -> OSError:
+def _nothing_found(
+    slots: list[tuple[Source, Slot]],
+    failures: list[str],
+    offline: bool,
+    mirrors: Sequence[str | os.PathLike] | None,
+) -> OSError:
     names = " or ".join(dict.fromkeys(source.name for source, _ in slots))
     lines = [f"{names} is not in the cache, and no place gave it:", *failures]
+    for mirror in _mirrors(mirrors):
+        if isinstance(mirror, Path):
+            reason = f"holds no {names}" if mirror.is_dir() else "no such folder"
+            lines.append(f"{mirror}: {reason}")
     lines += ["To go on, put it there by hand:", *(str(slot.path) for _, slot in slots)]
     tail = (
         f"or name a folder or server that holds it (by this name, or by host and path) in "
         f"{MIRROR_VARIABLE}"
     )
     if offline:
-        tail += f", or go online: {OFFLINE_VARIABLE}=0, offline=False"
+        tail += f", or go online: {OFFLINE_VARIABLE}=0"
     message = "\n  ".join(lines) + f"\n{tail}."
     return FileNotFoundError(message) if offline else DownloadError(message)
 

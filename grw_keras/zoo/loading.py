@@ -56,7 +56,7 @@ def load(
         TypeError: a change that is no field of `ModelSpec`.
         WeightsMismatchError: weights that don't fit (a ValueError).
         FileNotFoundError: a file or folder that isn't there.
-        DownloadError: no source gave the weights.
+        DownloadError: no source gave the weights; FileNotFoundError when offline.
 
     Example:
         >>> model = load("mobilenet_v3_small_grw", weights=None, num_classes=6)
@@ -80,13 +80,20 @@ def load(
     return model
 
 
-def convert(path: str | os.PathLike, folder: str | os.PathLike, *, ema: bool | None = None):
+def convert(
+    path: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    ema: bool | None = None,
+    labels: Sequence[str] | None = None,
+) -> VideoClassifier:
     """Turns a foreign file of weights into a folder that `load` reads.
 
     Args:
         path: an authors' snapshot (.pt), an official checkpoint, SavedModel or TFLite file.
         folder: where to write.
         ema: as of `load`.
+        labels: one name for each class; default the file's, if it has them.
 
     Returns:
         The model, not compiled.
@@ -96,6 +103,8 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, *, ema: bool | N
     """
     imported = read_weights(Path(path), ema=ema)
     model = _build(spec_of(imported), imported, None, (), ())
+    if labels is not None:
+        model.labels = labels
     pretrained.save_pretrained(model, folder)
     return model
 
@@ -124,6 +133,11 @@ def _find(name) -> tuple[ModelSpec, Imported | None]:
             )
         imported = read_weights(Path(text))
         return ModelSpec.from_dict(imported.spec), imported
+    if Path(text).is_file():
+        raise ValueError(
+            "A file of weights needs a model's name: load(NAME, weights=FILE); or convert it to a "
+            f"folder. A .keras file is for tf_keras.models.load_model. Received: name={text!r}"
+        )
     if isinstance(name, os.PathLike) or os.sep in text:
         raise FileNotFoundError(f"No such folder, and no model has this name: {text}")
     return registry.get(text), None

@@ -83,10 +83,11 @@ def resolve(
     identity = ("backbone", "streaming") if spec.family == "movinet" else ("backbone",)
     for field in identity:
         if file.get(field, getattr(spec, field)) != getattr(spec, field):
+            stream = "_stream" if file.get("streaming") and spec.family == "movinet" else ""
             raise ValueError(
-                f"The weights are of another model than {spec.name}: their `{field}` is "
-                f"{file[field]!r}. Load them by a name of that backbone, or by "
-                "`grw-keras convert`."
+                f"The weights are of another model than {spec.name}: of "
+                f"{file.get('backbone', spec.backbone)}{stream}. Load them by a name that begins "
+                f"so. Their `{field}` is {file[field]!r}."
             )
     fixed = _FIXED + (_FIXED_BY_HEAD if same_head(spec, imported) else ())
     changes: dict[str, Any] = {
@@ -191,7 +192,7 @@ def fit(model, imported: Imported, skip: Sequence[str] = ()) -> Report:
             ", ".join(sorted({name.partition("/")[0] for name in new})),
         )
     for note in imported.notes:
-        log.info("%s: %s", model.spec.name, note)
+        log.warning("%s: %s", model.spec.name, note)
     return report
 
 

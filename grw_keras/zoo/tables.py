@@ -64,7 +64,8 @@ def describe(name: str) -> str:
         name: a registered name, or a folder that `save_pretrained` wrote.
 
     Raises:
-        ValueError: neither.
+        ValueError: no such name.
+        FileNotFoundError: a folder of another kind.
     """
     folder = name not in registry.specs() and Path(name).is_dir()
     spec = pretrained.read_spec(name) if folder else registry.get(name)
