@@ -35,7 +35,14 @@ CASES = {
     "base_2plus1d": Case("2plus1d", False, "3d", "swish", "sigmoid"),
 }
 slow_cases = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("stream", "relu6", "base")),
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("stream_3d_2plus1d", "stream_positions", "stream_legacy", "base_2plus1d")
+        ),
+    ],
 )
 
 
