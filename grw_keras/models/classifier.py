@@ -1,18 +1,20 @@
 """VideoClassifier: a ModelSpec in, a trainable tf_keras model out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras
 
-from grw_keras.models import pretrained
+from grw_keras.losses import as_float
+from grw_keras.models import accumulation, pretrained
 from grw_keras.models.head import TransformerHead
 from grw_keras.models.mobilenet import FrameAverage, MobileNetBackbone
 from grw_keras.models.movinet import MovinetBackbone, MovinetClassifierHead
-from grw_keras.models.optimizer import TwoRateAdam, paper_optimizer
+from grw_keras.models.optimizer import TwoRates, paper_optimizer
 from grw_keras.models.randomness import Randomness
 from grw_keras.models.spec import FEATURE_WIDTHS, ModelSpec
 from grw_keras.models.streaming import StreamSession
+from grw_keras.normalization import pool_space
 from grw_keras.regularizer import GRWRegularizer
 
 States = dict[str, tf.Tensor]
@@ -32,7 +34,8 @@ class VideoClassifier(tf_keras.Model):
 
     Input shape: [B, N, H, W, 3], float, pixels in [0, 1], H = W, any N; in training of a smoothed
         model N must be at least the spec's window. `mask`, bool [B, N], leaves frames out of the
-        transformer head and of the loss.
+        transformer head and of the loss; for `fit` and `evaluate` the input may be a dictionary
+        of "video" and "mask".
 
     Output shape: logits [B, classes], float32.
 
@@ -47,6 +50,7 @@ class VideoClassifier(tf_keras.Model):
         super().__init__(name=name or spec.name)
         self.spec = spec
         self.labels = labels
+        self.accumulate = 1
         self.randomness = Randomness(spec.seed, name="randomness")
         movinet = spec.family == "movinet"
         backbone = MovinetBackbone if movinet else MobileNetBackbone
@@ -82,6 +86,7 @@ class VideoClassifier(tf_keras.Model):
         self._labels = None if labels is None else tuple(map(str, labels))
 
     def call(self, inputs, training=None, mask=None):
+        inputs, mask = split_mask(inputs, mask)
         check_clip(inputs)
         features = self.backbone(tf.cast(inputs, self.compute_dtype), training=training)
         if self.regularizer is not None and "smoothed" in features:
@@ -91,24 +96,43 @@ class VideoClassifier(tf_keras.Model):
             self.randomness.advance()
         return tf.cast(logits, tf.float32)
 
+    def train_step(self, data):
+        """One update; of the mean over `accumulate` micro-batches, see `compile_for_training`."""
+        if self.accumulate == 1:
+            return super().train_step(data)
+        return accumulation.train_step(self, data, self.accumulate)
+
     def test_step(self, data):
         """Measures the smoothness of what it sees too: `val_grw_…` in `fit`'s history."""
         if self.regularizer is None:
             return super().test_step(data)
         self._clear_losses()  # of the last training step, as a call of the model would
-        clips, labels, weights = tf_keras.utils.unpack_x_y_sample_weight(data)
-        check_clip(clips)
-        features = self.backbone(tf.cast(clips, self.compute_dtype), training=False)
-        if self.spec.placement == "final":
-            z = self.head.embed(features["features"])
-            logits = self.head.classify(z)
-        else:
-            z = features["smoothed"]
-            logits = self.head(features["features"], training=False)
-        self.regularizer.update_metrics(*_with_whole_window(z, self.spec.window))
-        logits = tf.cast(logits, tf.float32)
+        inputs, labels, weights = tf_keras.utils.unpack_x_y_sample_weight(data)
+        clips, mask = split_mask(inputs)
+        logits, z = self._logits_and_z(clips, mask)
+        self.regularizer.update_metrics(*_with_whole_window(z, mask, self.spec.window))
         self.compute_loss(clips, labels, logits, weights)
         return self.compute_metrics(clips, labels, logits, weights)
+
+    def answers(self, inputs) -> dict[str, tf.Tensor]:
+        """For evaluation: "logits" [B, classes], and, where the model has a transformer head or is
+        smoothed, "embeddings": Z [B, N, D], or what the loss smooths in the backbone.
+
+        Args:
+            inputs: clips, or a dictionary of "video" and "mask".
+        """
+        logits, z = self._logits_and_z(*split_mask(inputs))
+        return {"logits": logits} if z is None else {"logits": logits, "embeddings": z}
+
+    def _logits_and_z(self, clips, mask) -> tuple[tf.Tensor, tf.Tensor | None]:
+        check_clip(clips)
+        features = self.backbone(tf.cast(clips, self.compute_dtype), training=False)
+        if self.spec.head == "transformer" and self.spec.placement != "intermediate":
+            z = self.head.embed(features["features"])
+            return tf.cast(self.head.classify(z, mask), tf.float32), z
+        logits = self.head(features["features"], mask=mask, training=False)
+        z = features.get("smoothed")
+        return tf.cast(logits, tf.float32), None if z is None else pool_space(as_float(z))
 
     def embeddings(self, clips, training: bool = False) -> tf.Tensor:
         """Z of every frame, [B, N, D]: what GRW-smoothing acts on in the final placement.
@@ -204,13 +228,20 @@ class VideoClassifier(tf_keras.Model):
         """
         return {**self.backbone.named_weights(), **self.head.named_weights()}
 
-    def compile_for_training(self, steps: int | None = None, **kwargs) -> None:
+    def compile_for_training(
+        self, steps: int | None = None, *, accumulate: int = 1, **kwargs
+    ) -> None:
         """Compiles with the paper's loss and learning rates, and top-1 and top-5 accuracy.
 
         Args:
             steps: of the whole training, for the cosine; None: constant learning rates.
+            accumulate: micro-batches that a batch is cut into, which take turns in memory; the
+                step is the whole batch's, but that batch norm sees each by itself.
             **kwargs: of `compile`, instead of or beside those.
         """
+        if type(accumulate) is not int or accumulate < 1:
+            raise ValueError(f"`accumulate` must be a positive integer. Received: {accumulate!r}")
+        self.accumulate = accumulate
         metrics = [tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         if self.spec.num_classes > 5:
             metrics.append(tf_keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5"))
@@ -225,7 +256,7 @@ class VideoClassifier(tf_keras.Model):
     def compile(self, optimizer="rmsprop", *args, **kwargs):
         """As of any tf_keras model; a `TwoRateAdam` is told which variables are the backbone's."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(inner, TwoRateAdam) and not inner.knows_backbone:
+        if isinstance(inner, TwoRates) and not inner.knows_backbone:
             inner.name_backbone(self.backbone.weights)
         if self.spec.frozen_batch_norm:  # setting `trainable` of a whole part would thaw them
             self.set_batch_norm_frozen(True)
@@ -259,19 +290,37 @@ def _regularizer(spec: ModelSpec) -> GRWRegularizer | None:
         alpha=spec.alpha,
         weight=spec.grw_weight,
         normalization="batch" if intermediate else None,
-        synchronized=intermediate,
+        # Replicas count windows together: masks may leave them different numbers.
+        synchronized=True,
         seed=spec.seed,
         name="grw",
     )
 
 
-def _with_whole_window(z, window: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _with_whole_window(z, mask, window: int) -> tuple[tf.Tensor, tf.Tensor]:
     """z [B, N, …] padded to `window` frames at least, and the mask of its own frames [B, N']."""
     frames = tf.shape(z)[1]
     lacking = tf.maximum(window - frames, 0)
     padding = [[0, 0], [0, lacking], *[[0, 0]] * (len(z.shape) - 2)]
-    mask = tf.sequence_mask(tf.repeat(frames, tf.shape(z)[0]), frames + lacking)
-    return tf.pad(z, padding), mask
+    if mask is None:
+        mask = tf.ones(tf.shape(z)[:2], tf.bool)
+    return tf.pad(z, padding), tf.pad(tf.cast(mask, tf.bool), padding[:2])
+
+
+def split_mask(inputs, mask=None):
+    """Clips and their mask, of clips or of a dictionary of "video" and "mask".
+
+    Raises:
+        ValueError: a dictionary of other keys.
+    """
+    if not isinstance(inputs, Mapping):
+        return inputs, mask
+    if inputs.keys() != {"video", "mask"}:
+        raise ValueError(
+            "A dictionary of inputs must have the keys 'video' and 'mask'. "
+            f"Received: {sorted(inputs)}"
+        )
+    return inputs["video"], inputs["mask"]
 
 
 def check_clip(clip) -> None:

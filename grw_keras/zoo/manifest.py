@@ -1,7 +1,6 @@
 """Which weights are published, and where: manifest.yaml, read strictly into plain data."""
 
 import dataclasses
-import difflib
 import functools
 import re
 import typing
@@ -9,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grw_keras.models.spec import check_fields
+from grw_keras.strict_yaml import choices, load, mapping
 from grw_keras.zoo.download import Source
 
 MANIFEST = Path(__file__).with_name("manifest.yaml")
@@ -159,16 +157,16 @@ def read(path: Path) -> Manifest:
     Raises:
         ValueError: an unknown, missing, repeated or mistyped key; says where, and the closest.
     """
-    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    data = load(path)
     where = path.name
     top = _fields(Manifest, data, where)
     datasets = {
         key: _strict(Dataset, value, f"{where}: datasets: {key}")
-        for key, value in _mapping(top["datasets"], f"{where}: datasets").items()
+        for key, value in mapping(top["datasets"], f"{where}: datasets").items()
     }
     weights = tuple(
         _entry(key, value, datasets, f"{where}: weights: {key}")
-        for key, value in _mapping(top["weights"], f"{where}: weights").items()
+        for key, value in mapping(top["weights"], f"{where}: weights").items()
     )
     taken: dict[tuple[str, str], str] = {}
     for entry in weights:
@@ -178,28 +176,17 @@ def read(path: Path) -> Manifest:
     return Manifest(datasets=datasets, weights=weights)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML, but a key that stands twice is an error instead of the last one winning."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"{key!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
 def _entry(key: str, data: Any, datasets: Mapping, where: str) -> WeightEntry:
-    fields = _fields(WeightEntry, {"key": key, **_mapping(data, where)}, where)
+    fields = _fields(WeightEntry, {"key": key, **mapping(data, where)}, where)
     if fields["dataset"] not in datasets:
-        raise ValueError(f"{where}: dataset: {_choices(fields['dataset'], datasets)}")
+        raise ValueError(f"{where}: dataset: {choices(fields['dataset'], datasets)}")
     preprocessing = _strict(Preprocessing, fields["preprocessing"], f"{where}: preprocessing")
     sources = _several(Source, fields["sources"], f"{where}: sources")
     for source in sources:
         if source.format not in FORMATS:
-            raise ValueError(f"{where}: sources: format: {_choices(source.format, FORMATS)}")
+            raise ValueError(f"{where}: sources: format: {choices(source.format, FORMATS)}")
     metrics = _several(Metric, fields.get("metrics", []), f"{where}: metrics")
-    models, spec = fields["models"], _mapping(fields.get("spec", {}), f"{where}: spec")
+    models, spec = fields["models"], mapping(fields.get("spec", {}), f"{where}: spec")
     if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
         raise ValueError(f"{where}: models must be a list of names. Received: {models!r}")
     if not models or not sources:
@@ -210,12 +197,6 @@ def _entry(key: str, data: Any, datasets: Mapping, where: str) -> WeightEntry:
         raise ValueError(f"{where}: spec: {error}") from error
     parts = {"preprocessing": preprocessing, "sources": sources, "metrics": metrics}
     return WeightEntry(**{**fields, **parts, "models": tuple(models), "spec": dict(spec)})
-
-
-def _mapping(data: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
-        raise ValueError(f"{where} must be a mapping of names. Received: {data!r}")
-    return data
 
 
 def _several(cls, data: Any, where: str) -> tuple:
@@ -235,9 +216,9 @@ def _strict(cls, data: Any, where: str):
 def _fields(cls, data: Any, where: str) -> dict[str, Any]:
     """The keys of `data` as arguments of the dataclass `cls`, checked against its fields."""
     known = {field.name: field for field in dataclasses.fields(cls)}
-    for key in _mapping(data, where):
+    for key in mapping(data, where):
         if key not in known:
-            raise ValueError(f"{where}: {_choices(key, known)}")
+            raise ValueError(f"{where}: {choices(key, known)}")
     for name, field in known.items():
         optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         if name not in data and not optional:
@@ -256,9 +237,3 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
         name = getattr(wanted, "__name__", str(wanted))
         raise ValueError(f"{where} must be of type {name}. Received: {value!r}")
     return float(value) if wanted is float else value
-
-
-def _choices(name: Any, known) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}It must be one of {', '.join(map(repr, known))}. Received: {name!r}"

@@ -1,48 +1,10 @@
-"""grw-keras: models for video recognition, their cost, and their weights.
+"""grw-keras list, describe, convert."""
 
-Each command imports what it needs only when it runs.
-"""
-
-import argparse
-import contextlib
-import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; 0, or 1 with the reason on stderr."""
-    parser = _parser()
-    options = vars(parser.parse_args(arguments))
-    run: Callable[..., None] = options.pop("run")
-    with _told():
-        try:
-            run(**options)
-        except (OSError, ValueError, TypeError) as error:
-            print(f"grw-keras: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Meanwhile what the package logs is shown, on stderr."""
-    log = logging.getLogger("grw_keras")
-    handler, level = logging.StreamHandler(), log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="grw-keras", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
+def add_commands(commands) -> None:
+    """Adds this module's commands to the parser's."""
     listing = commands.add_parser("list", help="all models, with cost and published accuracy")
     listing.add_argument("pattern", nargs="?", default="*", help="e.g. '*_stream_grw'")
     listing.set_defaults(run=_list)
@@ -63,7 +25,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     conversion.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
     conversion.set_defaults(run=_convert)
-    return parser
 
 
 def _list(pattern: str) -> None:
@@ -85,7 +46,3 @@ def _convert(file: str, out: str, plain: bool, labels: str | None) -> None:
     model = zoo.convert(file, out, ema=False if plain else None, labels=names)
     print(f"{model.spec.name}, {model.spec.num_classes} classes: {out}")
     print(f"load it by grw_keras.zoo.load({out!r})")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,96 @@
+"""grw-keras data prepare."""
+
+from typing import Any
+
+from grw_keras.cli.training import SPLITTING
+
+
+def add_commands(commands) -> None:
+    """Adds this module's commands to the parser's."""
+    data = commands.add_parser("data", help="prepare data sets")
+    parts = data.add_subparsers(required=True, metavar="COMMAND")
+    prepare = parts.add_parser(
+        "prepare",
+        help="videos to sharded records of JPEG frames",
+        description="Decodes every video once and writes its frames, at a model's rate and size, "
+        "to a TFDS data set that train and evaluate take as --data.",
+    )
+    prepare.add_argument("--data", required=True, help="folder, .csv list, or tfds:NAME")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="the records' folder")
+    prepare.add_argument(
+        "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
+    )
+    prepare.add_argument("--model", help="take frame rate and size of this model")
+    prepare.add_argument("--fps", type=float, help="frames a second (5)")
+    prepare.add_argument("--size", type=int, help="height and width, pixels (200)")
+    prepare.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100 (95)")
+    prepare.add_argument("--shards", type=int, help="files a split")
+    prepare.add_argument("--workers", type=int, help="processes that decode")
+    prepare.add_argument("--source-fps", type=float, help="of a tfds: data set that doesn't say")
+    prepare.add_argument("--beam-runner", help="DirectRunner, DataflowRunner, FlinkRunner, …")
+    prepare.add_argument(
+        "--beam-options", nargs="+", default=[], metavar="KEY=VALUE", help="of the runner"
+    )
+    prepare.add_argument("--seed", type=int, default=0, help="of the holdout")
+    for flag, (_, kind, text) in SPLITTING.items():
+        prepare.add_argument(f"--{flag}", type=kind, help=text)
+    prepare.set_defaults(run=_prepare)
+
+
+def _prepare(
+    data: str,
+    out: str,
+    annotations: list[str],
+    model: str | None,
+    fps: float | None,
+    size: int | None,
+    quality: int,
+    shards: int | None,
+    workers: int | None,
+    source_fps: float | None,
+    beam_runner: str | None,
+    beam_options: list[str],
+    seed: int,
+    holdout: float | None,
+    group_regex: str | None,
+    test_regex: str | None,
+    max_bad_share: float | None,
+) -> None:
+    from grw_keras.data import records, sources, splits, tfds_source
+    from grw_keras.data.opening import TFDS_PREFIX
+
+    if model is not None:
+        from grw_keras.zoo import registry
+
+        spec = registry.get(model)
+        fps, size = fps or spec.fps, size or spec.resize
+    shape: dict[str, Any] = {"fps": fps or 5.0, "size": size or 200, "quality": quality, "num_shards": shards}
+    if data.startswith(TFDS_PREFIX):
+        source = tfds_source.open_tfds(data.removeprefix(TFDS_PREFIX), fps=source_fps)
+        prepared = tfds_source.prepare_tfds(source, out, **shape, progress=_show)
+    else:
+        clips = splits.assign(
+            sources.read(data, annotations=annotations),
+            holdout=holdout,
+            group_regex=group_regex,
+            test_regex=test_regex,
+            seed=seed,
+        )
+        prepared = records.prepare(
+            clips,
+            out,
+            **shape,
+            workers=workers,
+            beam_runner=beam_runner,
+            beam_options=[f"--{option}" for option in beam_options],
+            max_bad_share=0.05 if max_bad_share is None else max_bad_share,
+            progress=_show,
+        )
+    counts = ", ".join(f"{count} {split}" for split, count in prepared.counts.items())
+    kept = " (there already)" if prepared.kept else ""
+    print(f"{out}: {counts}; {len(prepared.bad)} bad videos left out{kept}")
+
+
+def _show(done: int, total: int) -> None:
+    if total and (done == total or 20 * done // total != 20 * (done - 1) // total):
+        print(f"{done} of {total} clips", flush=True)

@@ -1,0 +1,112 @@
+"""grw-keras train."""
+
+import argparse
+import shlex
+import sys
+from typing import Any
+
+# Flags that stand for one key of the recipe each.
+_KEYS: dict[str, tuple[str, Any, str]] = {
+    "model": ("model.name", str, "a model of the zoo, see grw-keras list"),
+    "weights": ("model.weights", str, "to start from: a file, folder, address or name; 'none'"),
+    "frames": ("model.spec.frames", int, "frames of a clip, at the model's fps"),
+    "epochs": ("training.epochs", int, "passes over the training clips"),
+    "batch-size": ("training.batch_size", int, "clips of a step, over all devices"),
+    "seed": ("training.seed", int, "of everything random"),
+    "precision": ("training.precision", str, "float32, bfloat16 or float16"),
+    "workers": ("data.workers", int, "processes that decode"),
+    "cache": ("data.cache", str, "of decoded frames: auto, memory, disk or none"),
+}
+SPLITTING: dict[str, tuple[str, Any, str]] = {
+    "holdout": ("data.holdout", float, "share of the training clips to set aside"),
+    "group-regex": ("data.group_regex", str, "what it matches in a name stays on one side"),
+    "test-regex": ("data.test_regex", str, "names that it is found in are the test clips"),
+    "max-bad-share": ("data.max_bad_share", float, "share of unreadable videos to put up with"),
+}
+
+
+def add_commands(commands) -> None:
+    """Adds this module's command to the parser's."""
+    parser = commands.add_parser(
+        "train",
+        help="train or fine-tune a model on videos",
+        description="Trains a model of the zoo on a folder of class folders, a CSV list, Kinetics "
+        "or prepared records. Under TF_CONFIG or SLURM it is one worker of many.",
+    )
+    parser.add_argument("recipe", nargs="?", help="a recipe (YAML); without one: --model")
+    parser.add_argument("--data", required=True, help="folder, .csv list or prepared records")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument(
+        "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
+    )
+    for flag, (_, kind, text) in {**_KEYS, **SPLITTING}.items():
+        parser.add_argument(f"--{flag}", type=kind, help=text)
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of the recipe, e.g. training.ema_decay=0.999",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--local-workers", type=int, default=1, metavar="N", help="processes on this machine"
+    )
+    parser.set_defaults(run=_train)
+
+
+def _train(
+    recipe: str | None,
+    data: str,
+    out: str,
+    annotations: list[str],
+    set: list[str],
+    resume: bool,
+    local_workers: int,
+    **flags,
+) -> int:
+    if local_workers > 1:
+        from grw_keras.training.launch import launch_local
+
+        command = [sys.executable, "-m", "grw_keras.cli", *_without_local_workers(sys.argv[1:])]
+        return launch_local(local_workers, command)
+    from grw_keras.training import recipe as recipes
+    from grw_keras.training.runs import RunFolder
+
+    keys = {flag.replace("-", "_"): key for flag, (key, *_) in {**_KEYS, **SPLITTING}.items()}
+    changes = {keys[flag]: value for flag, value in flags.items() if value is not None}
+    if changes.get("model.weights") == "none":
+        changes["model.weights"] = None
+    changes |= recipes.assignments(set)
+    folder = RunFolder.at(out)
+    if recipe is not None:
+        base = recipes.read(recipe)
+    elif resume and folder.started():
+        base = folder.read_recipe()
+    elif "model.name" in changes:
+        base = recipes.from_dict({"model": {"name": changes["model.name"]}})
+    else:
+        raise ValueError("Give a recipe, or a model: --model NAME (see grw-keras list)")
+    wanted = recipes.override(base, changes)
+
+    from grw_keras.training.cluster import cluster_from_environment
+    from grw_keras.training.run import train
+
+    outcome = train(
+        wanted,
+        data,
+        out,
+        annotations=annotations,
+        resume=resume,
+        cluster=cluster_from_environment(),
+        command=shlex.join(["grw-keras", *sys.argv[1:]]),
+    )
+    if outcome.finished:
+        print(f"{out}/model: load it by grw_keras.zoo.load({f'{out}/model'!r})")
+    return 0
+
+
+def _without_local_workers(arguments: list[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--local-workers")
+    return parser.parse_known_args(arguments)[1]

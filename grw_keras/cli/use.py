@@ -1,0 +1,87 @@
+"""grw-keras evaluate, predict."""
+
+import shlex
+import sys
+from pathlib import Path
+
+
+def add_commands(commands) -> None:
+    """Adds this module's commands to the parser's."""
+    evaluation = commands.add_parser(
+        "evaluate",
+        help="accuracy of a run or a model on a split",
+        description="Single-clip top-1 and top-5, per class, confusion, calibration, accuracy "
+        "against frames seen, multiply-accumulates. Of a run, its splits are made again and its "
+        "report is written anew.",
+    )
+    evaluation.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
+    evaluation.add_argument("--data", required=True, help="folder, .csv list or prepared records")
+    evaluation.add_argument("--split", default="test", help="train, validation or test")
+    evaluation.add_argument(
+        "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
+    )
+    evaluation.add_argument("--json", metavar="FILE", help="of a model: where to write results")
+    evaluation.add_argument("--csv", metavar="FILE", help="a table to append a row to")
+    evaluation.add_argument("--workers", type=int, help="processes that decode")
+    evaluation.set_defaults(run=_evaluate)
+
+    prediction = commands.add_parser("predict", help="what a video shows")
+    prediction.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
+    prediction.add_argument("files", nargs="+", metavar="VIDEO")
+    prediction.add_argument("--top", type=int, default=5, help="classes to show")
+    prediction.add_argument(
+        "--video", metavar="FILE", help="write the video with labels over time (one video)"
+    )
+    prediction.set_defaults(run=_predict)
+
+
+def _evaluate(
+    run_folder: str,
+    data: str,
+    split: str,
+    annotations: list[str],
+    json: str | None,
+    csv: str | None,
+    workers: int | None,
+) -> None:
+    from grw_keras.evaluation import results
+    from grw_keras.evaluation.tables import table
+    from grw_keras.training import again
+
+    evaluation, path = again.evaluate_again(
+        run_folder,
+        data,
+        split,
+        annotations=annotations,
+        json_path=json,
+        workers=workers,
+        command=shlex.join(["grw-keras", *sys.argv[1:]]),
+    )
+    if csv is not None:
+        results.append_row(csv, evaluation)
+    print(table(evaluation))
+    if path is not None:
+        print(f"\n{path}")
+
+
+def _predict(run_folder: str, files: list[str], top: int, video: str | None) -> None:
+    if video is not None and len(files) > 1:
+        raise ValueError(f"--video writes one video. Received: {len(files)} videos")
+    if top < 1:
+        raise ValueError(f"--top must be at least 1. Received: {top}")
+    from grw_keras.evaluation import timeline
+    from grw_keras.training import again
+
+    model, short = again.load_model(run_folder)
+    labels = model.labels or tuple(map(str, range(model.spec.num_classes)))
+    for file in files:
+        probabilities = timeline.classify_video(model, file, short=short)
+        print(file)
+        for index in probabilities.argsort()[::-1][:top]:
+            print(f"  {probabilities[index]:6.1%}  {labels[index]}")
+    if video is not None:
+        from grw_keras.labelled_video import write_labelled_video
+
+        times_s, answers = timeline.probabilities_over_time(model, files[0])
+        frames = write_labelled_video(files[0], Path(video), times_s, answers, labels, top)
+        print(f"{video}: {frames} frames, {len(times_s)} answers")

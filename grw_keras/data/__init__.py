@@ -1,0 +1,1 @@
+"""Videos, clips and records: from files to arrays of frames."""

@@ -1,0 +1,156 @@
+"""What a model answers to every clip of a store: logits, embeddings, and logits as frames come."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from grw_keras.data.pipeline import OnBad, evaluation_batches
+from grw_keras.data.samples import Sampling
+from grw_keras.data.stores import FrameStore
+from grw_keras.models.classifier import VideoClassifier, split_mask
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Answers to n clips, in the store's order.
+
+    Attributes:
+        logits: [n, classes], float32.
+        labels: [n], the true classes.
+        mask: [n, N], the frames that are no padding.
+        embeddings: Z [n, N, D], or None where the model has none.
+        by_frames: [len(frames_seen), n, classes]: logits after that many frames, or None.
+        frames_seen: what they are after.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+    embeddings: np.ndarray | None = None
+    by_frames: np.ndarray | None = None
+    frames_seen: tuple[int, ...] = ()
+
+
+class Predictor:
+    """Runs a model over the centre clip of each video; traced once for stores of one clip size.
+
+    Args:
+        model: any of the zoo.
+        frames_seen: after how many frames to ask a streaming model too.
+
+    Raises:
+        ValueError: `frames_seen` of a model that can't stream.
+    """
+
+    def __init__(self, model: VideoClassifier, frames_seen: Sequence[int] = ()):
+        if frames_seen and not model.spec.streaming:
+            raise ValueError(
+                "`frames_seen` needs a model that takes frame after frame. "
+                f"Received: {model.spec.name}"
+            )
+        self.model = model
+        self.frames_seen = tuple(frames_seen)
+        self._ask = tf.function(self._answers)
+
+    def predict(
+        self,
+        store: FrameStore,
+        sampling: Sampling,
+        batch_size: int,
+        *,
+        processes: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        on_bad: OnBad | None = None,
+    ) -> Predictions:
+        """The model's answers.
+
+        Under the strategy that the model was made with each replica takes its part of every
+        batch; all workers return the same.
+
+        Args:
+            store: the clips.
+            sampling: with `training=False`.
+            batch_size: clips at once, over all replicas.
+            processes: that decode, as of `evaluation_batches`.
+            progress: called with clips (done, total).
+            on_bad: called with the error of each video that turned out bad.
+        """
+        strategy = self.model.distribute_strategy
+
+        def batches(context):
+            return evaluation_batches(
+                store,
+                sampling,
+                batch_size,
+                worker=context.input_pipeline_id,
+                workers=context.num_input_pipelines,
+                replicas=context.num_replicas_in_sync // context.num_input_pipelines,
+                padded=True,
+                processes=processes,
+                on_bad=on_bad,
+            )
+
+        parts: list[dict[str, np.ndarray]] = []
+        done, count = 0, len(store.clips)
+        for batch in strategy.distribute_datasets_from_function(batches):
+            answers = strategy.run(self._ask, args=(batch,))
+            parts.append({k: strategy.gather(v, axis=0).numpy() for k, v in answers.items()})
+            done += len(parts[-1]["logits"])
+            if progress is not None:
+                progress(min(done, count), count)
+        whole = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
+        by_frames = whole.get("by_frames")
+        return Predictions(
+            logits=whole["logits"],
+            labels=whole["labels"],
+            mask=whole["mask"],
+            embeddings=whole.get("embeddings"),
+            by_frames=None if by_frames is None else np.moveaxis(by_frames, 1, 0),
+            frames_seen=self.frames_seen,
+        )
+
+    def _answers(self, batch) -> dict[str, tf.Tensor]:
+        """Of one replica's batch, each with the clips on the first axis."""
+        model = self.model
+        inputs, labels = batch
+        video, mask = split_mask(inputs)
+        if mask is None:
+            mask = tf.ones(tf.shape(video)[:2], tf.bool)
+        answers = {**model.answers(inputs), "labels": labels, "mask": mask}
+        if self.frames_seen:
+            if "embeddings" in answers and model.spec.placement != "intermediate":
+                seen = _by_embeddings(model, answers["embeddings"], mask, self.frames_seen)
+            else:
+                seen = _by_steps(model, video, mask, self.frames_seen)
+            answers["by_frames"] = tf.stack(seen, axis=1)
+        return answers
+
+
+def _by_embeddings(model, z, mask, frames_seen) -> list[tf.Tensor]:
+    """Causal embeddings don't change as frames come: the head alone is asked again."""
+    window = model.spec.head_window
+    return [
+        model.classify(z[:, max(n - window, 0) : n], mask[:, max(n - window, 0) : n])
+        for n in frames_seen
+    ]
+
+
+def _by_steps(model, video, mask, frames_seen) -> list[tf.Tensor]:
+    """Frame by frame; a clip that has ended keeps its last answer."""
+    batch, frames, resolution = video.shape[:3]
+    states = model.initial_states(batch, resolution)
+    logits = tf.zeros([batch, model.spec.num_classes])
+    answers = tf.TensorArray(tf.float32, size=frames)
+
+    def step(n, states, logits, answers):
+        new, states = model.step(video[:, n : n + 1], states)
+        logits = tf.where(mask[:, n, None], new, logits)
+        return n + 1, states, logits, answers.write(n, logits)
+
+    *_, answers = tf.while_loop(
+        lambda n, *_: n < frames, step, (0, states, logits, answers), parallel_iterations=1
+    )
+    answers = answers.stack()
+    return [answers[min(n, frames) - 1] for n in frames_seen]

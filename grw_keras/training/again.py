@@ -1,0 +1,118 @@
+"""A run, or any model, taken up again: to be evaluated or asked."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from grw_keras import zoo
+from grw_keras.evaluation import results
+from grw_keras.evaluation.evaluating import evaluate
+from grw_keras.evaluation.results import Evaluation
+from grw_keras.models.classifier import VideoClassifier
+from grw_keras.training import concluding, listening
+from grw_keras.training.recipe import ModelPart, Recipe, override
+from grw_keras.training.run import open_run_data
+from grw_keras.training.runs import RunFolder
+
+
+def load_model(path: str | os.PathLike) -> tuple[VideoClassifier, str]:
+    """The model of a run's folder, of a folder of `save_pretrained`, or of a name, and what fills
+    its short clips.
+
+    Raises:
+        FileNotFoundError: a run that has not ended; no such folder.
+        ValueError: no such model.
+    """
+    folder = RunFolder.at(path)
+    if not folder.started():
+        return zoo.load(path, compile=False), "loop"
+    if not folder.model.is_dir():
+        raise FileNotFoundError(
+            f"The run in {path} has not ended: go on with it by grw-keras train … --resume"
+        )
+    return zoo.load(folder.model, compile=False), folder.read_recipe().data.short
+
+
+def evaluate_again(
+    path: str | os.PathLike,
+    data: str | os.PathLike,
+    split: str,
+    *,
+    annotations: Sequence[str | os.PathLike] = (),
+    json_path: str | os.PathLike | None = None,
+    workers: int | None = None,
+    command: str = "",
+) -> tuple[Evaluation, Path | None]:
+    """Evaluates a run, or any model, on a split.
+
+    The data of a run is split as in its training, so that what was held out is held out again;
+    its report is written anew. Other models see the data's own splits.
+
+    Args:
+        path: of the run's or the model's folder, or a model's name.
+        data: as of `open_data`.
+        split: `"train"`, `"validation"` or `"test"`.
+        annotations: Kinetics annotation files.
+        json_path: where to write the results; default `results_SPLIT.json` of the run.
+        workers: processes that decode; None: as the recipe has it.
+        command: for the record.
+
+    Returns:
+        The evaluation, and the path of the report or of the results.
+
+    Raises:
+        As `load_model` and `open_data`; ValueError: no such split.
+    """
+    folder = RunFolder.at(path)
+    model, _ = load_model(path)
+    is_run = folder.started()
+    wanted = folder.read_recipe() if is_run else Recipe(model=ModelPart(name=model.spec.name))
+    wanted = override(
+        wanted, {"data.cache": "none"} | ({"data.workers": workers} if workers else {})
+    )
+    with contextlib.ExitStack() as stack:
+        place = folder.path / "evaluation"
+        if not is_run:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        opened = open_run_data(
+            wanted,
+            model.spec,
+            data,
+            place,
+            annotations=annotations,
+            labels=model.labels,
+            only=[split],
+        )
+    if split not in opened.stores:
+        raise ValueError(
+            f"`split` must be one of {', '.join(opened.clips.splits())}. Received: {split!r}"
+        )
+    store = opened.stores[split]
+    if is_run:
+        history = listening.read_history(folder.history)
+        evaluation = concluding.conclude(
+            folder,
+            wanted,
+            store,
+            split,
+            history=history,
+            data=str(data),
+            command=command,
+            bad=opened.bad,
+        )
+        return evaluation, folder.report
+    evaluation, _ = evaluate(
+        model,
+        store,
+        data=str(data),
+        split=split,
+        weights=str(path),
+        command=command,
+        processes=wanted.data.workers,
+        bad=opened.bad,
+    )
+    if json_path is not None:
+        results.write_json(Path(json_path), evaluation)
+    return evaluation, None if json_path is None else Path(json_path)

@@ -1,0 +1,289 @@
+"""The loop of a training: steps, checkpoints, validation, and an end that can be taken up again."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from grw_keras.data.samples import Plan
+from grw_keras.training import checkpoint_files, state
+from grw_keras.training.averaging import Average
+from grw_keras.training.checkpoint_files import DiskFullError
+from grw_keras.training.distribution import agree, is_chief
+from grw_keras.training.listening import Listener
+from grw_keras.training.recipe import TrainingPart
+
+log = logging.getLogger("grw_keras")
+
+Row = dict[str, float]
+# Steps between two looks at the losses: each look waits for the device to finish.
+LOSSES_AT_ONCE = 10
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; names the clips of the step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Where the clips come from.
+
+    Args:
+        batches: gives a strategy's data set that starts at a step.
+        plan: which clips make up which step.
+        names: of the clips, by index.
+    """
+
+    batches: Callable[[int], Any]
+    plan: Plan
+    names: Sequence[str]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        step: steps done.
+        history: one row for each epoch.
+        finished: False: stopped by a signal, and to be resumed.
+        best_epoch: the epoch whose weights were chosen, with early stopping; else None.
+    """
+
+    step: int = 0
+    history: list[Row] = dataclasses.field(default_factory=list)
+    finished: bool = False
+    best_epoch: int | None = None
+
+
+class Trainer:
+    """Trains a compiled model, from the start or from its last checkpoint.
+
+    Steps, samples and random layers are functions of (seed, step), and checkpoints hold all that
+    changes; so on a CPU with deterministic operations a run that was killed and resumed ends with
+    the bits of one that was not.
+
+    Attributes:
+        outcome: how far it has come.
+        steps: of the whole training.
+
+    Args:
+        model: a compiled `VideoClassifier`, made in the scope of `strategy`.
+        feed: its data.
+        settings: a recipe's part.
+        folder: of the run; checkpoints go to `checkpoints/` in it.
+        strategy: of tf.distribute.
+        identity: plain data that a resumed run must share, such as its recipe; kept in
+            checkpoints.
+        validate: called after epochs, with the weights that would be exported; its numbers join
+            the epoch's row. Early stopping goes by "val_top1".
+        keep_best: called with the weights of the best epoch so far, to save them.
+        listeners: told of each step and epoch.
+        stop: asked after each step whether to save and end.
+    """
+
+    def __init__(
+        self,
+        model: tf_keras.Model,
+        feed: Feed,
+        settings: TrainingPart,
+        folder,
+        *,
+        strategy: tf.distribute.Strategy,
+        identity: dict[str, Any],
+        validate: Callable[[], Row] | None = None,
+        keep_best: Callable[[], None] | None = None,
+        listeners: Sequence[Listener] = (),
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        self.model, self.feed, self.settings = model, feed, settings
+        self.folder = Path(folder) / "checkpoints"
+        self.strategy = strategy
+        self.identity = identity
+        self.validate, self.keep_best = validate, keep_best
+        self.listeners, self.stop = listeners, stop
+        self.steps = feed.plan.steps(settings.epochs)
+        with strategy.scope():
+            state.build(model, (1, model.spec.num_classes))
+            self.average = None
+            if settings.ema_decay is not None:
+                weights = list(model.named_weights().values())
+                self.average = Average(weights, settings.ema_decay)
+        self._variables = state.variables(model, self.average)
+        self.outcome = Outcome()
+        self._losses: list[tf.Tensor] = []
+
+    def run(self) -> Outcome:
+        """Trains to the end, or until `stop`.
+
+        Raises:
+            NonFiniteLossError: a loss that is NaN or infinite; no checkpoint is written then.
+            DiskFullError: no room for the last checkpoint (earlier ones are only warned of).
+        """
+        outcome = self.outcome
+        iterator = iter(self.feed.batches(outcome.step))
+        saved_s = time.monotonic()
+        step_function: Callable[[Any], tf.Tensor] = self._compiled_step()
+        frozen = False
+        for step in range(outcome.step, self.steps):
+            if self._exhausted():
+                break
+            if frozen != self._frozen(step):
+                frozen = self._frozen(step)
+                self._freeze_backbone(frozen)
+                step_function = self._compiled_step()
+            began_s = time.perf_counter()
+            batch = next(iterator)
+            waited_s = time.perf_counter() - began_s
+            self._losses.append(step_function(batch))
+            outcome.step = step + 1
+            if len(self._losses) == LOSSES_AT_ONCE:
+                self._check_losses()
+            for listener in self.listeners:
+                listener.on_step(outcome.step, waited_s)
+            ended = self._end_of_epoch()
+            if self._agreed(ended or self.stop() or self._due(saved_s)):
+                self._save()
+                saved_s = time.monotonic()
+                if self._agreed(self.stop()) and outcome.step < self.steps:
+                    return outcome
+        outcome.finished = True
+        return outcome
+
+    def exported(self):
+        """A context in which the model has the weights that count: the average, if there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def _compiled_step(self):
+        model, strategy, average = self.model, self.strategy, self.average
+        replica_step = model.train_step
+        if self.settings.jit_compile:
+            replica_step = tf.function(replica_step, jit_compile=True)
+
+        @tf.function
+        def step(batch):
+            logs = strategy.run(replica_step, args=(batch,))
+            if average is not None:
+                average.update()
+            return strategy.experimental_local_results(logs["loss"])[0]
+
+        return step
+
+    def _frozen(self, step: int) -> bool:
+        return step < self.feed.plan.steps(self.settings.frozen_backbone_epochs)
+
+    def _freeze_backbone(self, frozen: bool) -> None:
+        self.model.backbone.trainable = not frozen
+        if not frozen:  # thawing a whole part thaws its batch norms too
+            self.model.set_batch_norm_frozen(self.model.spec.frozen_batch_norm)
+
+    def _check_losses(self) -> None:
+        """Keras's loss is a mean since the epoch began: once NaN it stays so."""
+        first = self.outcome.step - len(self._losses)
+        losses, self._losses = [float(loss) for loss in self._losses], []
+        for place, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                step = first + place
+                names = [self.feed.names[index] for _, index in self.feed.plan.step(step)]
+                raise NonFiniteLossError(
+                    f"The loss is {loss} in step {step + 1}. Its clips: {', '.join(names)}. Look "
+                    "at them; or lower the learning rates, or set training.clip_norm. The last "
+                    "checkpoint is from before"
+                )
+
+    def _end_of_epoch(self) -> bool:
+        """Whether an epoch ended with this step; if so, writes its row."""
+        outcome, plan = self.outcome, self.feed.plan
+        epoch = len(outcome.history) + 1
+        if outcome.step < min(plan.steps(epoch), self.steps):
+            return False
+        self._check_losses()
+        row: Row = {"epoch": epoch, "step": outcome.step}
+        row |= {metric.name: float(metric.result()) for metric in self.model.metrics}
+        row |= self._rates()
+        if self.validate is not None and self._is_validated(epoch):
+            with self.exported():
+                row |= self.validate()
+                self._note_best(row, outcome.history)
+        outcome.history.append(row)
+        self.model.reset_metrics()
+        for listener in self.listeners:
+            listener.on_epoch(row)
+        return True
+
+    def _is_validated(self, epoch: int) -> bool:
+        last = self.outcome.step == self.steps
+        return last or epoch % self.settings.validate_every_epochs == 0
+
+    def _note_best(self, row: Row, history: list[Row]) -> None:
+        if self.settings.early_stopping_epochs is None:
+            return
+        best = max((old["val_top1"] for old in history if "val_top1" in old), default=-math.inf)
+        if row["val_top1"] > best:
+            self.outcome.best_epoch = int(row["epoch"])
+            if self.keep_best is not None:
+                self.keep_best()
+
+    def _exhausted(self) -> bool:
+        """Whether early stopping has lost its patience."""
+        patience, best = self.settings.early_stopping_epochs, self.outcome.best_epoch
+        if patience is None or best is None:
+            return False
+        return len(self.outcome.history) - best >= patience
+
+    def _rates(self) -> Row:
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        rate = float(optimizer.learning_rate)
+        return {"backbone_rate": rate, "head_rate": rate * getattr(optimizer, "head_factor", 1.0)}
+
+    def _due(self, saved_s: float) -> bool:
+        every = self.settings.checkpoint_every_steps
+        by_steps = every is not None and self.outcome.step % every == 0
+        return by_steps or time.monotonic() - saved_s >= self.settings.checkpoint_every_s
+
+    def _agreed(self, flag: bool) -> bool:
+        return agree(self.strategy, flag)
+
+    def _save(self) -> None:
+        self._check_losses()
+        arrays = state.capture(self._variables)  # by all workers: reading may be a collective
+        if not is_chief(self.strategy):
+            return
+        outcome = self.outcome
+        contents = {
+            "identity": self.identity,
+            "history": outcome.history,
+            "best_epoch": outcome.best_epoch,
+        }
+        try:
+            checkpoint_files.write(
+                self.folder, outcome.step, arrays, contents, keep=self.settings.keep_checkpoints
+            )
+        except DiskFullError as error:
+            if outcome.step == self.steps:
+                raise
+            log.warning("%s. Training goes on; the next checkpoint is tried in its time", error)
+
+    def resume(self) -> None:
+        """Goes to the last whole checkpoint, if there is one.
+
+        Raises:
+            CorruptCheckpointError: there are some, and none is whole.
+            ValueError: it is of another model or other data.
+        """
+        checkpoint = checkpoint_files.latest(self.folder)
+        if checkpoint is None:
+            log.warning("No checkpoint in %s: starting from the beginning", self.folder)
+            return
+        state.restore(self._variables, checkpoint.arrays)
+        self.outcome.step = checkpoint.step
+        self.outcome.history = checkpoint.state["history"]
+        self.outcome.best_epoch = checkpoint.state["best_epoch"]
+        log.info("Resumed at step %d of %d", checkpoint.step, self.steps)
