@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,18 @@ class Pretrained:
     labels: tuple[str, ...] | None
 
 
-def save_pretrained(model, folder) -> None:
+def weights_of(model) -> dict[str, np.ndarray]:
+    """A model's weights by name; under several workers all must ask, for reading may need all."""
+    return {name: np.array(variable.numpy()) for name, variable in model.named_weights().items()}
+
+
+def save_pretrained(model, folder, tensors: Mapping[str, np.ndarray] | None = None) -> None:
     """Writes `model.safetensors`, `spec.json`, `labels.txt` (if it has labels) and a card.
 
     Args:
         model: a `VideoClassifier`.
         folder: made if missing; files of the same names in it are replaced.
+        tensors: `weights_of(model)`, where they were asked for before.
 
     Raises:
         NotADirectoryError: `folder` is a file.
@@ -42,9 +48,7 @@ def save_pretrained(model, folder) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"`folder` must be a folder. Received: the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: np.asarray(variable.numpy()) for name, variable in model.named_weights().items()
-    }
+    tensors = dict(weights_of(model) if tensors is None else tensors)
     _write(folder / WEIGHTS, lambda path: safetensors.numpy.save_file(tensors, path))
     if model.labels is None:
         (folder / LABELS).unlink(missing_ok=True)

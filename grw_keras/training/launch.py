@@ -144,11 +144,12 @@ class _Worker:
 
     def _read(self, prefix: str, out: IO) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            line = line if line.endswith("\n") else f"{line}\n"
-            self.tail.append(line)
-            out.write(prefix + line)
-            out.flush()
+        with self.process.stdout as lines:
+            for line in lines:
+                line = line if line.endswith("\n") else f"{line}\n"
+                self.tail.append(line)
+                out.write(prefix + line)
+                out.flush()
 
     def signal(self, number: int) -> None:
         if self.process.poll() is None:
@@ -159,9 +160,8 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        # A descendant that left the session can hold the pipe open for as long as it lives.
+        self._reader.join(timeout=5.0)
 
 
 class _Team:

@@ -19,6 +19,7 @@ from grw_keras.data.stores import FrameStore
 from grw_keras.data.transforms import Augmentation
 from grw_keras.evaluation import evaluating
 from grw_keras.evaluation.predictions import Predictor
+from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec
 from grw_keras.training import concluding, distribution, objective, recipe, runs
@@ -118,7 +119,7 @@ def train(
             strategy=strategy,
             identity={"recipe": recipe.to_dict(wanted), "clips": list(feed.names)},
             validate=functools.partial(validate, opened.stores[monitored]) if monitored else None,
-            keep_best=(lambda: model.save_pretrained(folder.best)) if chief else None,
+            keep_best=lambda: _save(model, folder.best, chief),
             listeners=listeners,
             stop=stop,
         )
@@ -269,15 +270,20 @@ def _keep_clips(opened: Opened, folder: RunFolder) -> None:
     os.replace(fresh, folder.clips)
 
 
+def _save(model: VideoClassifier, folder: Path, chief: bool) -> None:
+    """Writes the model; all workers read it, for that may need all, and the first one writes."""
+    tensors = pretrained.weights_of(model)
+    if chief:
+        pretrained.save_pretrained(model, folder, tensors)
+
+
 def _export(trainer: Trainer, model: VideoClassifier, folder: RunFolder, chief: bool) -> None:
     """Puts the chosen weights in `model/`: the best epoch's, or the last ones or their average."""
-    if not chief:
-        return
-    if trainer.outcome.best_epoch is not None:
+    if trainer.outcome.best_epoch is None:
+        with trainer.exported():
+            _save(model, folder.model, chief)
+    elif chief:
         shutil.copytree(folder.best, folder.model, dirs_exist_ok=True)
-        return
-    with trainer.exported():
-        model.save_pretrained(folder.model)
 
 
 def _conclude(
