@@ -1,5 +1,6 @@
 """The README's code runs as it stands."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 import grw_keras
+from tests import video_files
 from tests.hub_server import File, HubServer
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -79,7 +81,25 @@ def test_the_zoo_from_download_to_stream(shared, tmp_path, monkeypatch, capsys):
         path = "/DrGil/grw-smoothing-movinet/resolve/main/a0s_grw.pt"
         hub.files[path] = File(body, linked=True)
         monkeypatch.setenv("HF_ENDPOINT", hub.url())
-        exec(block("zoo.load("), names)
+        exec(block("camera"), names)
     assert "movinet_a3_grw" in capsys.readouterr().out
     assert (tmp_path / "my_model" / "model.safetensors").stat().st_size > 1e6
     assert names["probabilities"].shape == (6,)
+
+
+@pytest.mark.slow
+def test_training_from_python(tmp_path, monkeypatch, capsys):
+    """On short videos of six classes, for one epoch, with a small model."""
+    monkeypatch.chdir(tmp_path)
+    for label in "abcdef":
+        (tmp_path / "my_videos" / label).mkdir(parents=True)
+        for number in range(3):
+            video_files.write(tmp_path / "my_videos" / label / f"{number}.mp4", frames=20)
+    code = block("data.open_data").replace("epochs=20", "epochs=1")
+    code = code.replace('"movinet_a0_stream_grw"', '"mobilenet_v3_small_grw", None, resolution=32')
+    names: dict = {}
+    exec(code, names)
+    loss, *_ = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert np.isfinite(loss)
+    assert names["model"].labels == tuple("abcdef")
+    assert names["steps"] == 3

@@ -210,7 +210,8 @@ def test_too_many_bad_videos_stop_a_run_with_their_list(videos, tmp_path, capsys
 def test_help_comes_without_a_framework(command):
     code = (
         "import sys\nfrom grw_keras.cli import main\n"
-        f"try: main({[*command, '--help']!r})\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "usage: grw-keras" in done.stdout
