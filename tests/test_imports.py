@@ -26,7 +26,8 @@ ORDER = [
     "evaluation.published", "evaluation.cost", "zoo",
     "data.video_file", "data.video", "data.sampling", "data.transforms", "data.clips",
     "data.csv_rows", "data.csv_source", "data.folder_source", "data.kinetics", "data.sources",
-    "data.splits", "data.workers", "data.scan_cache", "data.scan", "data.tf_example", "data.record_files",
+    "data.splits", "data.workers", "data.scan_cache", "data.scan", "data.tf_example",
+    "data.record_files",
     "data.record_builder", "data.records", "data.record_store", "data.tfds_source",
     "data.stores", "data.samples", "data.pipeline", "data.opening",
     "evaluation.metrics", "evaluation.results", "evaluation.tables", "evaluation.predictions",
@@ -79,7 +80,13 @@ def file_of(module: str) -> Path:
 
 
 def test_every_module_is_in_the_order():
-    bare = {"__init__", "models", "evaluation", "data", "training"}  # docstrings, and names imported when asked for
+    bare = {
+        "__init__",
+        "models",
+        "evaluation",
+        "data",
+        "training",
+    }  # docstrings, and names imported when asked for
     ours = {*map(file_of, ORDER), *map(file_of, bare), file_of("keras3")}
     assert set(PACKAGE.rglob("*.py")) == ours
 

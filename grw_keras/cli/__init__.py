@@ -20,9 +20,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _told():
         try:
             return run(**options) or 0
-        except (OSError, ValueError, TypeError, ArithmeticError) as error:
-            print(f"grw-keras: {error}", file=sys.stderr)
+        except Exception as error:
+            reason = _reason(error)
+            if reason is None:
+                raise
+            print(f"grw-keras: {reason}", file=sys.stderr)
             return 1
+
+
+def _reason(error: Exception) -> str | None:
+    """What to tell of an error that a user can do something about; None of others."""
+    if isinstance(error, OSError | ValueError | TypeError | ArithmeticError | RuntimeError):
+        return str(error)
+    if type(error).__module__.startswith("tensorflow"):
+        # From the code that reads clips it brings a traceback, whose last line says what happened.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = [line for line in lines if "Error: " in line]
+        return (told or lines or [repr(error)])[-1]
+    return None
 
 
 @contextlib.contextmanager

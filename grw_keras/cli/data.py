@@ -64,7 +64,12 @@ def _prepare(
 
         spec = registry.get(model)
         fps, size = fps or spec.fps, size or spec.resize
-    shape: dict[str, Any] = {"fps": fps or 5.0, "size": size or 200, "quality": quality, "num_shards": shards}
+    shape: dict[str, Any] = {
+        "fps": fps or 5.0,
+        "size": size or 200,
+        "quality": quality,
+        "num_shards": shards,
+    }
     if data.startswith(TFDS_PREFIX):
         source = tfds_source.open_tfds(data.removeprefix(TFDS_PREFIX), fps=source_fps)
         prepared = tfds_source.prepare_tfds(source, out, **shape, progress=_show)

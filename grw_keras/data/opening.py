@@ -1,18 +1,26 @@
 """From what a user names as data to one store of frames for each split."""
 
+import collections
 import dataclasses
+import difflib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from grw_keras.data import record_files, scan, sources, splits, tfds_source
 from grw_keras.data.clips import SPLITS, ClipSet
 from grw_keras.data.record_store import RecordStore
 from grw_keras.data.scan import BadVideo
-from grw_keras.data.stores import DiskStore, FrameStore, MemoryStore, VideoStore, memory_bytes
+from grw_keras.data.stores import (
+    DiskStore,
+    FrameStore,
+    JoinedStore,
+    MemoryStore,
+    VideoStore,
+    memory_bytes,
+)
+from grw_keras.data.video import BadVideoError
 from grw_keras.data.workers import default_workers
 
 log = logging.getLogger("grw_keras")
@@ -21,6 +29,7 @@ log = logging.getLogger("grw_keras")
 MEMORY_SHARE = 0.25
 # Before the name or the folder of a TFDS data set.
 TFDS_PREFIX = "tfds:"
+CACHES = ("auto", "memory", "disk", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +38,15 @@ class Choice:
 
     Args:
         annotations: Kinetics annotation files; then `data` is the folder of their clips.
-        labels: the classes in a model's order; None: the data's own.
+        labels: the classes in a model's order, the data's among them; None: the data's own.
         holdout, group_regex, test_regex, seed: as of `splits.assign`.
         cache: `"memory"`, `"disk"`, `"none"`, or `"auto"`: memory if there is room, else none.
-        workers: processes that decode; None: one for each CPU.
-        max_bad_share: share of bad videos that is put up with.
+        workers: processes that decode; None: one for each CPU; 0: this one.
+        max_bad_share: share of the opened splits' clips that may be lost to bad videos, in [0, 1].
+        source_fps: frames a second of a TFDS data set that doesn't say.
+
+    Raises:
+        ValueError: `cache`, `workers` or `max_bad_share` isn't as above.
     """
 
     annotations: Sequence[str | os.PathLike] = ()
@@ -45,6 +58,16 @@ class Choice:
     cache: str = "auto"
     workers: int | None = None
     max_bad_share: float = 0.05
+    source_fps: float | None = None
+
+    def __post_init__(self):
+        self._require("cache", self.cache in CACHES, f"one of {', '.join(map(repr, CACHES))}")
+        self._require("workers", self.workers is None or self.workers >= 0, "None or >= 0")
+        self._require("max_bad_share", 0 <= self.max_bad_share <= 1, "in [0, 1]")
+
+    def _require(self, field: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"`{field}` must be {allowed}. Received: {getattr(self, field)!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +75,9 @@ class Opened:
     """Data ready to be read.
 
     Attributes:
-        clips: all usable clips, with their splits.
-        stores: of each split that has clips.
-        bad: videos that were left out.
+        clips: all clips, with their splits; of the splits that were opened, the usable ones.
+        stores: of each opened split that has usable clips.
+        bad: videos that were left out, of all splits that were opened (of all, with records).
     """
 
     clips: ClipSet
@@ -75,7 +98,7 @@ def open_data(
     only: Sequence[str] = SPLITS,
     progress: Progress | None = None,
 ) -> Opened:
-    """Reads, splits and scans the data, and decodes it where it is to be cached.
+    """Reads and splits the data; scans the splits to be opened, and decodes what is to be cached.
 
     Args:
         data: a folder of class folders, a CSV list, a folder of prepared records, "tfds:" and
@@ -84,43 +107,82 @@ def open_data(
         choice: what of it, and how.
         fps: of the model, frames a second.
         size: that the model's evaluation resizes frames to, pixels.
-        folder: takes `bad_videos.csv`, `scan.json`, with `cache="disk"` `frames/`, and `records/` of
-            a TFDS data set.
-        only: the splits to make stores of.
+        folder: takes `bad_videos.csv`, `scan.json`, with `cache="disk"` `frames/`, and `records/`
+            of a TFDS data set.
+        only: the splits to open; the others' videos are not looked at.
         progress: called with (what is done, done, total).
 
     Raises:
-        TooManyBadVideosError: more bad videos than `choice.max_bad_share`; all are in
-            `bad_videos.csv`.
+        TooManyBadVideosError: more bad videos than `choice.max_bad_share`; all that were found
+            are in `bad_videos.csv`.
         ValueError: data that can't be understood, or records of another `fps` or `size`.
         FileNotFoundError: no such data.
     """
+    _check_splits(only)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if str(data).startswith(TFDS_PREFIX):
-        source = tfds_source.open_tfds(str(data).removeprefix(TFDS_PREFIX))
-        data = tfds_source.prepare_tfds(source, folder / "records", fps=fps, size=size).folder
+        name = str(data).removeprefix(TFDS_PREFIX)
+        source = tfds_source.open_tfds(name, fps=choice.source_fps)
+        told = _named(progress, "preparing records")
+        data = tfds_source.prepare_tfds(
+            source, folder / "records", fps=fps, size=size, progress=told
+        ).folder
     if (Path(data) / "dataset_info.json").is_file():
-        return _open_records(data, choice, fps=fps, size=size, only=only)
+        return _open_records(Path(data), choice, fps=fps, size=size, only=only)
+    return _open_videos(data, choice, fps=fps, size=size, folder=folder, only=only, told=progress)
+
+
+def _open_videos(
+    data: str | os.PathLike,
+    choice: Choice,
+    *,
+    fps: float,
+    size: int,
+    folder: Path,
+    only: Sequence[str],
+    told: Progress | None,
+) -> Opened:
     clips = sources.read(data, annotations=choice.annotations, labels=choice.labels)
     clips = _assign(clips, choice)
+    wanted = clips.subset(i for i, clip in enumerate(clips.clips) if clip.split in only)
     workers = default_workers() if choice.workers is None else choice.workers
-    scanned = scan.scan(
-        clips, workers, cache=folder / "scan.json", progress=_named(progress, "opening videos")
+    found = scan.scan(
+        wanted, workers, cache=folder / "scan.json", progress=_named(told, "opening videos")
     )
-    bad = list(scanned.bad)
-    clips = scanned.good(clips)
-    _check(scanned, bad, choice, folder)
+    report = folder / "bad_videos.csv"
+    _check(found, choice, report)
+    good = found.good(wanted)
     stores: dict[str, FrameStore] = {}
-    for split in clips.splits():
-        if split not in only:
-            continue
-        store: FrameStore = VideoStore(clips.split(split), scanned.infos, fps=fps, size=size)
-        store = _cached(store, choice.cache, folder, workers, _named(progress, f"decoding {split}"))
-        bad += [BadVideo(error.path, error.reason) for error in getattr(store, "bad", ())]
+    for split in good.splits():
+        store: FrameStore = VideoStore(good.split(split), found.infos, fps=fps, size=size)
+        store = _cached(store, choice.cache, folder, workers, _named(told, f"decoding {split}"))
+        more = _summary(getattr(store, "bad", ()))
+        found = dataclasses.replace(found, bad=(*found.bad, *more))
         stores[split] = store
-    _check(scanned, bad, choice, folder)
-    return Opened(clips=_without(clips, bad), stores=stores, bad=tuple(bad))
+    _check(found, choice, report)
+    if found.bad:
+        log.warning("%d bad videos are left out: %s", len(found.bad), report)
+    for split in wanted.splits():
+        if split not in stores or not stores[split].clips.clips:
+            log.warning("No clip of %s is left: all its videos are bad", split)
+            stores.pop(split, None)
+    usable = {clip.name for store in stores.values() for clip in store.clips.clips}
+    kept = (
+        i for i, clip in enumerate(clips.clips) if clip.split not in only or clip.name in usable
+    )
+    return Opened(clips=clips.subset(kept), stores=stores, bad=found.bad)
+
+
+def _check_splits(only: Sequence[str]) -> None:
+    for split in only:
+        if split not in SPLITS:
+            close = difflib.get_close_matches(split, SPLITS, n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"`only` must name splits: {', '.join(map(repr, SPLITS))}. {hint}"
+                f"Received: {split!r}"
+            )
 
 
 def _assign(clips: ClipSet, choice: Choice) -> ClipSet:
@@ -133,19 +195,16 @@ def _assign(clips: ClipSet, choice: Choice) -> ClipSet:
     )
 
 
-def _check(scanned: scan.Scan, bad: Sequence[BadVideo], choice: Choice, folder: Path) -> None:
-    """Writes the report, warns, and stops the run where too many are bad."""
-    report = folder / "bad_videos.csv"
-    found = dataclasses.replace(scanned, bad=tuple(bad))
+def _check(found: scan.Scan, choice: Choice, report: Path) -> None:
+    """Writes the report, and stops the run where too many are bad."""
     found.write_report(report)
     found.check_share(choice.max_bad_share, report)
-    if bad:
-        log.warning("%d bad videos are left out: %s", len(bad), report)
 
 
-def _without(clips: ClipSet, bad: Sequence[BadVideo]) -> ClipSet:
-    paths = {video.path for video in bad}
-    return clips.subset(i for i, clip in enumerate(clips.clips) if clip.path not in paths)
+def _summary(errors: Iterable[BadVideoError]) -> list[BadVideo]:
+    """Each video once, with how many clips are lost by it."""
+    counts = collections.Counter((error.path, error.reason) for error in errors)
+    return [BadVideo(path, reason, clips) for (path, reason), clips in counts.items()]
 
 
 def _cached(store: FrameStore, cache: str, folder: Path, workers: int, progress) -> FrameStore:
@@ -159,63 +218,36 @@ def _cached(store: FrameStore, cache: str, folder: Path, workers: int, progress)
 
 
 def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory that may still be taken: the machine's, and no more than its container's."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    known = Path("/proc/meminfo")
+    if known.exists():
+        lines = (line.split() for line in known.read_text().splitlines())
+        free = next(int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:")
+    limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 def _named(progress: Progress | None, what: str):
     return None if progress is None else lambda done, total: progress(what, done, total)
 
 
-def _open_records(data, choice: Choice, *, fps: float, size: int, only: Sequence[str]) -> Opened:
+def _open_records(
+    data: Path, choice: Choice, *, fps: float, size: int, only: Sequence[str]
+) -> Opened:
     written = record_files.read_settings(data)
     if (written.fps, written.size) != (fps, size):
         raise ValueError(
             f"The records must hold what the model sees: {fps:g} fps, {size} px. Prepare them "
             f"with --fps {fps:g} --size {size}. Received: {written.fps:g} fps, {written.size} px"
         )
-    if choice.labels is not None and tuple(choice.labels) != tuple(written.labels):
-        raise ValueError(
-            "The records' classes must be the model's, in its order. "
-            f"Received: {list(written.labels)[:5]} …, not {list(choice.labels)[:5]} …"
-        )
     parts: list[FrameStore] = [RecordStore(data, split) for split in record_files.shards(data)]
-    whole = SeveralStores(parts)
-    clips = _assign(whole.clips, choice)
-    places = {clip.name: number for number, clip in enumerate(whole.clips.clips)}
-    stores = {}
-    for split in clips.splits():
-        if split in only:
-            chosen = clips.split(split)
-            stores[split] = SeveralStores(parts, [places[clip.name] for clip in chosen.clips])
-    return Opened(clips=clips, stores=stores, bad=())
-
-
-class SeveralStores:
-    """Some clips of several stores, as one.
-
-    Args:
-        stores: of the same frame rate, size and labels.
-        chosen: numbers of clips, counted through all stores; None: all.
-    """
-
-    def __init__(self, stores: Sequence[FrameStore], chosen: Sequence[int] | None = None):
-        self.fps, self.size = stores[0].fps, stores[0].size
-        self._stores = list(stores)
-        self._places = [
-            (part, index) for part, store in enumerate(stores) for index in range(len(store.clips))
-        ]
-        clips = dataclasses.replace(
-            stores[0].clips, clips=tuple(clip for store in stores for clip in store.clips.clips)
-        )
-        if chosen is not None:
-            self._places = [self._places[number] for number in chosen]
-            clips = clips.subset(chosen)
-        self.clips = clips
-
-    def available(self, index: int) -> int:
-        part, place = self._places[index]
-        return self._stores[part].available(place)
-
-    def read(self, index: int, frames: np.ndarray) -> np.ndarray:
-        part, place = self._places[index]
-        return self._stores[part].read(place, frames)
+    labels = parts[0].clips.labels if choice.labels is None else choice.labels
+    clips = ClipSet(tuple(clip for part in parts for clip in part.clips.clips), tuple(labels))
+    clips = _assign(clips, choice)
+    stores = {
+        split: JoinedStore(parts, clips.split(split)) for split in clips.splits() if split in only
+    }
+    return Opened(clips=clips, stores=stores, bad=record_files.read_bad(data))

@@ -1,5 +1,6 @@
 """tf.data assembly: samples read ahead in worker processes, batched, scaled to [0, 1]."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow as tf
@@ -39,26 +40,27 @@ def training_batches(
         workers: processes of a distributed training, each with its own data set.
         replicas: devices of this worker; each takes one element, b = batch_size / workers /
             replicas clips.
-        processes: that decode and augment; None: one for each CPU, none for frames in memory;
-            0: this one.
-        on_bad: called with the error of each video that turned out bad, and was replaced.
+        processes: that decode and augment; None: one for each CPU; 0: this one. Frames in memory
+            are always read by this one, for each process would hold them all.
+        on_bad: called once for each video that turned out bad and was replaced, with its error.
 
     Returns:
         An endless data set; with `sampling.short == "pad"` its clips are dictionaries of "video"
         and "mask" [b, N].
 
     Raises:
-        ValueError: a batch that workers and replicas can't share; a crop too large.
+        ValueError: a batch that workers and replicas can't share; a crop too large; a store
+            without clips; `sampling` of evaluation.
     """
-    _check_share(batch_size, workers * replicas)
+    _check(sampling, True, batch_size, worker, workers, replicas)
     plan = Plan(clips=len(store.clips), batch_size=batch_size, seed=sampling.seed)
-    loader = Loader(store, sampling)
+    read = _reader(Loader(store, sampling), processes, on_bad)
 
     def samples():
-        places = plan.places(start_step, worker=worker, workers=workers)
-        return _read(loader, places, processes, on_bad)
+        return read(plan.places(start_step, worker=worker, workers=workers))
 
     batches = _batches(samples, sampling, batch_size // (workers * replicas), drop_remainder=True)
+    batches = batches.map(lambda clips, labels, number: (clips, labels))
     # Said, so that workers needn't ask each other at every step whether there is one more.
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
@@ -77,7 +79,8 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """One clip of each video, its centre, in order: (clips [b, N, R, R, 3], labels [b]).
 
-    Arguments as of `training_batches`, and:
+    A video that turns out bad is replaced by the next clip of the set (`numbered_batches` tells
+    which). Arguments as of `training_batches`, with `sampling.training` False, and:
 
     Args:
         padded: fill the last batch by the last clip, again; else it may be smaller. Several
@@ -86,20 +89,31 @@ def evaluation_batches(
     Raises:
         As `training_batches`.
     """
-    _check_share(batch_size, workers * replicas)
-    loader = Loader(store, sampling)
     if workers * replicas > 1 and not padded:
         raise ValueError("`padded` must be True for several replicas: all get equal parts")
-    count, share = len(store.clips), batch_size // workers
+    share = (worker, workers, replicas)
+    batches = _evaluation(store, sampling, batch_size, share, padded, processes, on_bad)
+    return batches.map(lambda clips, labels, number: (clips, labels))
 
-    def samples():
-        last = -(-count // batch_size) * batch_size if padded else count
-        steps = range(worker * share, last, batch_size)
-        numbers = (n for start in steps for n in range(start, start + share) if n < last)
-        places = ((0, min(n, count - 1)) for n in numbers)
-        return _read(loader, places, processes, on_bad)
 
-    return _batches(samples, sampling, share // replicas, drop_remainder=padded)
+def numbered_batches(
+    store: FrameStore,
+    sampling: Sampling,
+    batch_size: int,
+    *,
+    worker: int = 0,
+    workers: int = 1,
+    replicas: int = 1,
+    processes: int | None = None,
+    on_bad: OnBad | None = None,
+) -> tf.data.Dataset:
+    """As `evaluation_batches`, padded, with a third element: numbers [b], int32.
+
+    They are the clips' numbers in the store, and -1 for clips that don't count: those that stand
+    in for a bad video, and those that fill the last batch.
+    """
+    share = (worker, workers, replicas)
+    return _evaluation(store, sampling, batch_size, share, True, processes, on_bad)
 
 
 def to_unit_range(video) -> tf.Tensor:
@@ -115,46 +129,101 @@ def to_unit_range(video) -> tf.Tensor:
     if not video.dtype.is_floating:
         raise TypeError(f"Pixels must be uint8 or floats. Received: {video.dtype.name}")
     inside = tf.reduce_all((video >= 0) & (video <= 1))
-    message = "Float pixels must be in [0, 1]: divide by 255"
-    with tf.control_dependencies([tf.debugging.Assert(inside, [message])]):
+    message = "Float pixels must be in [0, 1]: divide by 255. Received pixels from, to:"
+    told = [message, tf.reduce_min(video), tf.reduce_max(video)]
+    with tf.control_dependencies([tf.debugging.Assert(inside, told)]):
         return tf.cast(video, tf.float32)
 
 
-def _check_share(batch_size: int, replicas: int) -> None:
-    if batch_size < 1 or batch_size % replicas:
+def _check(
+    sampling: Sampling, training: bool, batch_size: int, worker: int, workers: int, replicas: int
+) -> None:
+    if sampling.training is not training:
+        raise ValueError(f"`sampling.training` must be {training} here. Received: {sampling}")
+    total = workers * replicas
+    if batch_size < 1 or batch_size % total:
         raise ValueError(
-            f"`batch_size` must be a positive multiple of the {replicas} replicas. "
+            f"`batch_size` must be a positive multiple of the {total} replicas. "
             f"Received: {batch_size}"
         )
+    if not 0 <= worker < workers:
+        raise ValueError(f"`worker` must be in [0, {workers}). Received: {worker}")
 
 
-def _read(
-    loader: Loader, places: Iterable[tuple[int, int]], processes: int | None, on_bad: OnBad | None
-) -> Iterator[Sample]:
-    if processes is None:
-        processes = 0 if isinstance(loader.store, MemoryStore) else default_workers()
-    for sample in in_order(loader, places, processes):
-        for error in sample.bad:
-            if on_bad is not None:
-                on_bad(error)
-        yield sample
+def _evaluation(
+    store: FrameStore,
+    sampling: Sampling,
+    batch_size: int,
+    share: tuple[int, int, int],
+    padded: bool,
+    processes: int | None,
+    on_bad: OnBad | None,
+) -> tf.data.Dataset:
+    """Of clips, labels and numbers, for (worker, workers, replicas)."""
+    worker, workers, replicas = share
+    _check(sampling, False, batch_size, worker, workers, replicas)
+    read = _reader(Loader(store, sampling), processes, on_bad)
+    count, width = len(store.clips), batch_size // workers
+
+    def samples():
+        last = -(-count // batch_size) * batch_size if padded else count
+        steps = range(worker * width, last, batch_size)
+        places = [n for start in steps for n in range(start, start + width) if n < last]
+        found = read((0, min(place, count - 1)) for place in places)
+        for place, sample in zip(places, found, strict=True):
+            counts = place < count and not sample.bad
+            yield sample if counts else dataclasses.replace(sample, index=-1)
+
+    return _batches(samples, sampling, width // replicas, drop_remainder=padded)
 
 
-def _batches(samples, sampling: Sampling, batch_size: int, *, drop_remainder: bool):
+def _reader(
+    loader: Loader, processes: int | None, on_bad: OnBad | None
+) -> Callable[[Iterable[tuple[int, int]]], Iterator[Sample]]:
+    """Reads samples of (epoch, index), and tells of each bad video once."""
+    store, told = loader.store, set()
+    if isinstance(store, MemoryStore):
+        processes = 0
+    elif processes is None:
+        processes = default_workers()
+
+    def read(places: Iterable[tuple[int, int]]) -> Iterator[Sample]:
+        for sample in in_order(loader, places, processes, name=name):
+            for error in sample.bad:
+                if error.path not in told and on_bad is not None:
+                    on_bad(error)
+                told.add(error.path)
+            yield sample
+
+    def name(place: tuple[int, int]) -> str:
+        return store.clips.clips[place[1]].name
+
+    return read
+
+
+def _batches(
+    samples: Callable[[], Iterator[Sample]],
+    sampling: Sampling,
+    batch_size: int,
+    *,
+    drop_remainder: bool,
+) -> tf.data.Dataset:
+    """Of clips, labels and the clips' numbers."""
     frames, size = sampling.frames, sampling.resolution
     padded = sampling.short == "pad"
 
     def elements():
         for sample in samples():
-            yield sample.video, sample.mask, sample.label
+            yield sample.video, sample.mask, sample.label, sample.index
 
-    def finish(video, mask, label):
+    def finish(video, mask, label, number):
         video = to_unit_range(video)
-        return ({"video": video, "mask": mask} if padded else video), label
+        return ({"video": video, "mask": mask} if padded else video), label, number
 
     signature = (
         tf.TensorSpec([frames, size, size, 3], tf.uint8),
         tf.TensorSpec([frames], tf.bool),
+        tf.TensorSpec([], tf.int32),
         tf.TensorSpec([], tf.int32),
     )
     data = tf.data.Dataset.from_generator(elements, output_signature=signature)

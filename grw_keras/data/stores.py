@@ -1,10 +1,13 @@
 """Where the grid frames of a clip set are read from: videos, memory, disk."""
 
+import dataclasses
 import hashlib
+import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from grw_keras.data.video import BadVideoError, VideoInfo, read_frames
 from grw_keras.data.workers import in_order
 
 Progress = Callable[[int, int], None]
+_FORMAT = 1  # of what is kept on disk: raise it when decoding changes
 
 
 class FrameStore(Protocol):
@@ -53,12 +57,21 @@ class VideoStore:
         infos: of each clip's path (`grw_keras.data.scan`).
         fps: of the grid.
         size: height and width that frames are resized to, pixels.
+
+    Raises:
+        ValueError: a clip whose video has no info, for it is bad or was not scanned.
     """
 
     def __init__(self, clips: ClipSet, infos: Mapping[str, VideoInfo], *, fps: float, size: int):
         self.clips = clips
         self.fps = fps
         self.size = size
+        strangers = [clip.path for clip in clips.clips if clip.path not in infos]
+        if strangers:
+            raise ValueError(
+                "`infos` must have each clip's video: leave out the bad ones by Scan.good(clips). "
+                f"Received none for {len(strangers)} of {len(clips)}, such as {strangers[0]}"
+            )
         self._durations = [infos[clip.path].duration_s for clip in clips.clips]
 
     def available(self, index: int) -> int:
@@ -82,7 +95,7 @@ class MemoryStore:
         progress: called with (done, total).
 
     Attributes:
-        bad: errors of the videos that turned out bad and were left out.
+        bad: an error for each clip that was left out, its video having turned out bad.
     """
 
     def __init__(self, store: FrameStore, workers: int, progress: Progress | None = None):
@@ -90,7 +103,8 @@ class MemoryStore:
         self._frames: list[np.ndarray] = []
         self.bad: list[BadVideoError] = []
         good = []
-        for index, frames in _decode(store, range(len(store.clips)), workers, progress):
+        everything = range(len(store.clips))
+        for index, frames in _each(_WholeClip(store), store, everything, workers, progress):
             if isinstance(frames, BadVideoError):
                 self.bad.append(frames)
             else:
@@ -106,55 +120,98 @@ class MemoryStore:
 
 
 class DiskStore:
-    """All grid frames of another store's good clips, each decoded once into a file of a folder.
+    """All grid frames of a video store's good clips, each decoded once into a file of a folder.
 
     The files outlive the process: a later store of the same videos, `fps` and `size` decodes
-    nothing. One killed while it wrote leaves no half file behind under a final name.
+    nothing; a video that has changed in size or time of change is decoded again. One killed while
+    it wrote leaves no half file behind under a final name, and a file that was cut short or has
+    another head is decoded again.
 
     Args:
         store: what to read.
         folder: made if missing; holds one .npy file for each clip, uncompressed.
-        workers: processes that decode; 0: this one.
+        workers: processes that decode and write; 0: this one.
         progress: called with (done, total).
 
     Attributes:
-        bad: errors of the videos that turned out bad and were left out.
+        bad: an error for each clip that was left out, its video having turned out bad.
 
     Raises:
         OSError: a full disk, a folder that can't be written.
     """
 
-    def __init__(self, store: FrameStore, folder, workers: int, progress: Progress | None = None):
+    def __init__(
+        self,
+        store: FrameStore,
+        folder: str | os.PathLike[str],
+        workers: int,
+        progress: Progress | None = None,
+    ):
         self.fps, self.size = store.fps, store.size
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        paths = [self._path(store, index) for index in range(len(store.clips))]
-        missing = [index for index, path in enumerate(paths) if not path.exists()]
-        failed = {}
-        for index, frames in _decode(store, missing, workers, progress):
-            if isinstance(frames, BadVideoError):
-                failed[index] = frames
-            else:
-                _save(frames, paths[index])
+        files = [self._file(store, index) for index in range(len(store.clips))]
+        missing = [index for index, file in enumerate(files) if not file.is_whole()]
+        failed = {
+            index: error
+            for index, error in _each(_ToFile(store, files), store, missing, workers, progress)
+            if error is not None
+        }
         self.bad = list(failed.values())
-        good = [index for index in range(len(paths)) if index not in failed]
+        good = [index for index in range(len(files)) if index not in failed]
         self.clips = store.clips.subset(good)
-        self._paths = [paths[index] for index in good]
+        self._files = [files[index] for index in good]
 
-    def _path(self, store: FrameStore, index: int) -> Path:
+    def _file(self, store: FrameStore, index: int) -> "_FrameFile":
         clip = store.clips.clips[index]
-        file = os.stat(clip.path) if os.path.exists(clip.path) else None
-        key = (
-            *(os.path.abspath(clip.path), file and file.st_size, file and file.st_mtime_ns),
-            *(clip.start_s, clip.end_s, store.fps, store.size),
-        )
-        return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npy"
+        try:
+            found = os.stat(clip.path)
+            stamp: tuple[int, ...] = (found.st_size, found.st_mtime_ns)
+        except OSError:
+            stamp = ()
+        place = (os.path.abspath(clip.path), *stamp, clip.start_s, clip.end_s)
+        key = repr((_FORMAT, *place, float(store.fps), int(store.size)))
+        name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        return _FrameFile(self.folder / name, store.available(index), store.size)
 
     def available(self, index: int) -> int:
-        return len(np.load(self._paths[index], mmap_mode="r"))
+        return self._files[index].count
 
     def read(self, index: int, frames: np.ndarray) -> np.ndarray:
-        return np.load(self._paths[index], mmap_mode="r")[frames]
+        return self._files[index].open()[frames]
+
+
+class JoinedStore:
+    """Some clips of several stores, as one.
+
+    Args:
+        stores: of the same frame rate and size.
+        clips: which of theirs, by name; labels, splits and groups are these clips'.
+
+    Raises:
+        ValueError: a clip that no store has.
+    """
+
+    def __init__(self, stores: Sequence[FrameStore], clips: ClipSet):
+        self.fps, self.size, self.clips = stores[0].fps, stores[0].size, clips
+        self._stores = list(stores)
+        places = {
+            clip.name: (part, index)
+            for part, store in enumerate(stores)
+            for index, clip in enumerate(store.clips.clips)
+        }
+        strangers = [clip.name for clip in clips.clips if clip.name not in places]
+        if strangers:
+            raise ValueError(f"`clips` must be the stores'. Received: {strangers[0]!r}")
+        self._places = [places[clip.name] for clip in clips.clips]
+
+    def available(self, index: int) -> int:
+        part, place = self._places[index]
+        return self._stores[part].available(place)
+
+    def read(self, index: int, frames: np.ndarray) -> np.ndarray:
+        part, place = self._places[index]
+        return self._stores[part].read(place, frames)
 
 
 def memory_bytes(store: FrameStore) -> int:
@@ -163,18 +220,23 @@ def memory_bytes(store: FrameStore) -> int:
     return frames * store.size * store.size * 3
 
 
-def _decode(store: FrameStore, indices: Iterable[int], workers: int, progress: Progress | None):
-    """(index, all its grid frames or the error of its video), in order."""
-    indices = list(indices)
-    results = in_order(_WholeClips(store), indices, workers)
-    for done, (index, frames) in enumerate(zip(indices, results, strict=True), start=1):
-        yield index, frames
+def _each(
+    function: Callable[[int], Any],
+    store: FrameStore,
+    indices: Sequence[int],
+    workers: int,
+    progress: Progress | None,
+) -> Iterator[tuple[int, Any]]:
+    """(index, what the function makes of it), in order."""
+    results = in_order(function, indices, workers, name=lambda i: store.clips.clips[i].name)
+    for done, (index, result) in enumerate(zip(indices, results, strict=True), start=1):
+        yield index, result
         if progress is not None:
             progress(done, len(indices))
 
 
-class _WholeClips:
-    """Called in the workers with an index."""
+class _WholeClip:
+    """Called in the workers: all frames of a clip, or the error of its video."""
 
     def __init__(self, store: FrameStore):
         self.store = store
@@ -186,11 +248,59 @@ class _WholeClips:
             return error
 
 
-def _save(frames: np.ndarray, path: Path) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, frames)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+class _ToFile:
+    """Called in the workers, which write too, so that no frames go through the parent."""
+
+    def __init__(self, store: FrameStore, files: Sequence["_FrameFile"]):
+        self.decode = _WholeClip(store)
+        self.files = files
+
+    def __call__(self, index: int) -> BadVideoError | None:
+        frames = self.decode(index)
+        if isinstance(frames, BadVideoError):
+            return frames
+        self.files[index].write(frames)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _FrameFile:
+    """A .npy file of uint8 frames [count, size, size, 3]."""
+
+    path: Path
+    count: int
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (self.count, self.size, self.size, 3)
+
+    def head(self) -> bytes:
+        """What the file begins with."""
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            head, {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+        )
+        return head.getvalue()
+
+    def is_whole(self) -> bool:
+        head = self.head()
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                return file.read(len(head)) == head and size == len(head) + np.prod(self.shape)
+        except FileNotFoundError:
+            return False
+
+    def open(self) -> np.ndarray:
+        return np.memmap(self.path, np.uint8, "r", offset=len(self.head()), shape=self.shape)
+
+    def write(self, frames: np.ndarray) -> None:
+        temporary = self.path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(self.head())
+                file.write(np.ascontiguousarray(frames, np.uint8).data)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)

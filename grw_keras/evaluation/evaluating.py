@@ -1,5 +1,6 @@
 """A model's answers to a split, turned into numbers."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import platform
@@ -8,17 +9,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from grw_keras.data.samples import Sampling
-from grw_keras.data.scan import BadVideo as FoundBad
+from grw_keras.data.scan import BadVideo
 from grw_keras.data.stores import FrameStore
 from grw_keras.evaluation import cost, metrics
 from grw_keras.evaluation.predictions import Predictions, Predictor
-from grw_keras.evaluation.results import BadVideo, Evaluation, summarize
+from grw_keras.evaluation.results import Evaluation, summarize
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec
 from grw_keras.regularizer import GRWRegularizer
 
 PACKAGES = ("grw-keras", "tensorflow", "tf-keras", "numpy", "av")
-# Clips whose embeddings are held for the metrics at most.
+# Clips whose windows are compared at once, for there are 120 orderings of each.
 _CHUNK = 256
 
 
@@ -28,11 +29,11 @@ def sampling_of(spec: ModelSpec, short: str = "loop") -> Sampling:
 
 
 def frames_to_ask(frames: int) -> tuple[int, ...]:
-    """About eight numbers of frames up to all of them, closer at the beginning.
+    """At most eight numbers of frames up to all of them, closer at the beginning.
 
     Example:
         >>> frames_to_ask(10), frames_to_ask(50)
-        ((1, 2, 3, 5, 7, 10), (1, 2, 3, 5, 9, 16, 28, 50))
+        ((1, 2, 3, 4, 5, 7, 10), (1, 2, 3, 5, 9, 16, 29, 50))
     """
     points = np.geomspace(1, frames, num=8).round().astype(int)
     return tuple(sorted({int(point) for point in points}))
@@ -55,7 +56,7 @@ def validation_row(
     if spec.num_classes > 5:
         row["val_top5"] = metrics.top_k(found.logits, found.labels, 5)
     if found.embeddings is not None:
-        smoothness = metrics.smoothness(found.embeddings, found.mask)
+        smoothness = metrics.smoothness(found.embeddings, found.mask[found.embedded])
         numbers = {
             "val_grw_acceleration": smoothness.acceleration,
             "val_grw_order_accuracy": order_accuracy(found, spec),
@@ -72,13 +73,14 @@ def order_accuracy(found: Predictions, spec: ModelSpec) -> float | None:
     """
     if found.embeddings is None or found.embeddings.shape[1] < spec.window:
         return None
+    mask = found.mask[found.embedded]
     measured = GRWRegularizer(
         window=spec.window, normalization="batch" if spec.placement == "intermediate" else None
     )
     right, count = 0.0, 0.0
     for start in range(0, len(found.embeddings), _CHUNK):
         part = slice(start, start + _CHUNK)
-        terms = measured.terms(found.embeddings[part], found.mask[part])
+        terms = measured.terms(found.embeddings[part], mask[part])
         right += float(terms.sum(np.float32(terms.margin.numpy() > 0)))
         count += float(terms.count)
     return right / count if count else None
@@ -95,7 +97,7 @@ def evaluate(
     short: str = "loop",
     batch_size: int = 8,
     processes: int | None = None,
-    bad: Sequence[FoundBad] = (),
+    bad: Sequence[BadVideo] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Evaluation, Predictions]:
     """Single-clip accuracy of a model and what else there is to know.
@@ -119,7 +121,7 @@ def evaluate(
             "The data's classes must be the model's, in its order: open the data with "
             f"labels=model.labels. Received: {len(labels)} classes, {list(labels)[:5]} …"
         )
-    found_bad = [BadVideo(path=video.path, reason=video.reason) for video in bad]
+    found_bad = list(bad)
     streams = spec.streaming and model.compute_dtype == "float32"
     found = Predictor(model, frames_to_ask(spec.frames) if streams else ()).predict(
         store,
@@ -127,12 +129,12 @@ def evaluate(
         batch_size,
         processes=processes,
         progress=progress,
-        on_bad=lambda error: found_bad.append(BadVideo(path=error.path, reason=error.reason)),
+        on_bad=lambda error: found_bad.append(BadVideo(error.path, error.reason)),
     )
     counted = cost.measure(model)
     smoothness = metrics.Smoothness(None, None, None, None)
     if found.embeddings is not None:
-        smoothness = metrics.smoothness(found.embeddings, found.mask)
+        smoothness = metrics.smoothness(found.embeddings, found.mask[found.embedded])
     evaluation = Evaluation(
         model=spec.name,
         weights=weights,
@@ -167,8 +169,10 @@ def _accuracy_by_frames(found: Predictions) -> tuple[tuple[int, float], ...]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result may depend on."""
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    """Of Python and of the packages that a result may depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        # TensorFlow also comes as tensorflow-cpu, and this package may run from its sources.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

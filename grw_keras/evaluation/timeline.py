@@ -1,5 +1,6 @@
 """What a model says of one video: of its centre clip, and as the video goes on."""
 
+import itertools
 import os
 
 import numpy as np
@@ -79,10 +80,11 @@ def _clips(model: VideoClassifier, path, count: int) -> tuple[np.ndarray, np.nda
     spec, answers = model.spec, []
     stride = max(1, round(STRIDE_S * spec.fps))
     ends = np.unique(np.append(np.arange(stride - 1, count, stride), count - 1))
-    for end in ends:
-        wanted = np.arange(max(0, end - spec.frames + 1), end + 1)
-        frames, _ = clip_indices(len(wanted), spec.frames)
-        video = read_frames(path, wanted / spec.fps, spec.resize)[frames]
-        logits = model(to_unit_range(evaluation_clip(video, spec.resolution))[None])
+    last = np.empty([0, spec.resize, spec.resize, 3], np.uint8)
+    for before, end in itertools.pairwise([-1, *ends]):
+        new = read_frames(path, np.arange(before + 1, end + 1) / spec.fps, spec.resize)
+        last = np.concatenate([last, new])[-spec.frames :]
+        frames, _ = clip_indices(len(last), spec.frames)
+        logits = model(to_unit_range(evaluation_clip(last[frames], spec.resolution))[None])
         answers.append(tf.nn.softmax(logits[0]).numpy())
     return ends / spec.fps, np.stack(answers)

@@ -67,7 +67,8 @@ def conclude(
     results.write_json(folder.results(split), evaluation)
     embeddings = None
     if found.embeddings is not None and found.embeddings.shape[1] > 2:
-        embeddings = Embeddings(found.embeddings, found.labels, found.mask)
+        shown = found.embedded
+        embeddings = Embeddings(found.embeddings, found.labels[shown], found.mask[shown])
     sampling = sampling_of(model.spec, wanted.data.short)
     report = Report(
         title=f"{model.spec.name} on {Path(data).name}",
@@ -94,11 +95,12 @@ def worst_clips(
     load, labels = Loader(store, sampling), store.clips.labels
     worst = []
     for index in wrong:
-        sample = load((0, int(index)))
+        number = int(found.numbers[index])
+        sample = load((0, number))
         shown = np.linspace(0, sample.mask.sum() - 1, _STRIP_FRAMES).round().astype(int)
         worst.append(
             WorstClip(
-                name=store.clips.clips[index].name,
+                name=store.clips.clips[number].name,
                 label=labels[found.labels[index]],
                 predicted=labels[predicted[index]],
                 probability=float(probabilities[index, predicted[index]]),

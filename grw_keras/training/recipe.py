@@ -79,6 +79,7 @@ class DataPart(Part):
         cache: of decoded frames: "memory", "disk", "none", or "auto", by their size.
         workers: processes that decode; None: by the machine's cores.
         max_bad_share: share of unreadable videos above which the run stops, in [0, 1].
+        source_fps: frames a second of a "tfds:" data set that doesn't say it.
     """
 
     short: str = "loop"
@@ -89,6 +90,7 @@ class DataPart(Part):
     cache: str = "auto"
     workers: int | None = None
     max_bad_share: float = 0.05
+    source_fps: float | None = None
 
     def _check(self) -> None:
         for field in ("group_regex", "test_regex"):

@@ -43,6 +43,7 @@ _RULES: dict[str, _Rule] = {
     "data.cache": _one_of("auto", "memory", "disk", "none"),
     "data.workers": _at_least(0),
     "data.max_bad_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "data.source_fps": _POSITIVE,
     "training.epochs": _at_least(1),
     "training.batch_size": _at_least(1),
     "training.accumulate": _at_least(1),

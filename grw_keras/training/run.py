@@ -170,6 +170,7 @@ def open_run_data(
         cache=part.cache,
         workers=part.workers,
         max_bad_share=part.max_bad_share,
+        source_fps=part.source_fps,
     )
     return open_data(
         data,

@@ -1,0 +1,315 @@
+"""Opening data: from folders, lists, records and TFDS to stores, and what is said of bad videos."""
+
+import csv
+import logging
+
+import numpy as np
+import pytest
+
+from grw_keras.data import opening, stores, video
+from grw_keras.data.opening import Choice, open_data
+from grw_keras.data.records import prepare
+from grw_keras.data.scan import TooManyBadVideosError
+from grw_keras.data.sources import read
+from grw_keras.data.splits import assign
+from grw_keras.data.stores import DiskStore, JoinedStore, MemoryStore, VideoStore
+from tests import record_helpers, video_files
+
+KINDS = {"memory": MemoryStore, "disk": DiskStore, "none": VideoStore}
+
+
+def write_videos(folder, names) -> None:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures = [video_files.numbered(10 * number + i) for i in range(6)]
+        video_files.write(path, "mjpeg", pictures, fps=10, pix_fmt="yuvj420p")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Class folders: four training videos, two test videos."""
+    folder = tmp_path_factory.mktemp("tree")
+    write_videos(
+        folder,
+        [
+            *("train/bow/a.avi", "train/bow/b.avi", "train/wave/c.avi", "train/wave/d.avi"),
+            *("test/bow/e.avi", "test/wave/f.avi"),
+        ],
+    )
+    return folder
+
+
+@pytest.fixture
+def torn(tmp_path):
+    """Six training videos and two test videos, of which 1 + 1 hold nothing."""
+    folder = tmp_path / "torn"
+    names = [f"train/bow/{n}.avi" for n in range(6)] + [f"test/bow/{n}.avi" for n in range(6, 8)]
+    write_videos(folder, names)
+    for name in (names[2], names[7]):
+        (folder / name).write_bytes(b"no video")
+    return folder
+
+
+def opened(data, folder, choice=None, **options):
+    choice = choice or Choice(workers=0, cache="none", max_bad_share=0.5)
+    return open_data(data, choice, **{"fps": 5, "size": 16, "folder": folder, **options})
+
+
+def names(store) -> list[str]:
+    return [clip.name.rpartition("/")[2] for clip in store.clips.clips]
+
+
+def numbers(store) -> list[int]:
+    """What the clips' first frames show."""
+    return [video_files.number_of(store.read(i, np.array([0]))[0]) for i in range(len(store.clips))]
+
+
+def reported(folder) -> list[tuple[str, str]]:
+    with (folder / "bad_videos.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["path", "reason"]
+    return [(path.rpartition("/")[2], reason) for path, reason in rows]
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+def test_a_folder_gives_a_store_of_each_split(tree, tmp_path, cache):
+    steps = []
+    found = opened(
+        tree,
+        tmp_path / "run",
+        Choice(workers=0, cache=cache),
+        progress=lambda *step: steps.append(step),
+    )
+    assert {split: names(store) for split, store in found.stores.items()} == {
+        "train": ["a.avi", "b.avi", "c.avi", "d.avi"],
+        "test": ["e.avi", "f.avi"],
+    }
+    assert all(type(store) is KINDS[cache] for store in found.stores.values())
+    assert numbers(found.stores["train"]) == [0, 10, 20, 30]
+    assert numbers(found.stores["test"]) == [40, 50]
+    assert (found.stores["test"].fps, found.stores["test"].size) == (5, 16)
+    assert found.stores["test"].available(0) == 3
+    assert found.clips.splits() == {"train": 4, "test": 2}
+    assert (found.bad, reported(tmp_path / "run")) == ((), [])
+    assert steps[5] == ("opening videos", 6, 6)
+    decoded = [("decoding train", n, 4) for n in (1, 2, 3, 4)]
+    decoded += [("decoding test", n, 2) for n in (1, 2)]
+    assert steps[6:] == ([] if cache == "none" else decoded)
+
+
+@pytest.mark.parametrize(
+    ("free", "kinds"), [(10**6, [MemoryStore] * 2), (20_000, [VideoStore, MemoryStore])]
+)
+def test_the_cache_is_memory_where_there_is_room(tree, tmp_path, monkeypatch, free, kinds):
+    # 4 and 2 clips of 3 frames of 16 px take 9,216 and 4,608 bytes; a quarter may be taken.
+    monkeypatch.setattr(opening, "_free_bytes", lambda: free)
+    found = opened(tree, tmp_path, Choice(workers=0))
+    assert [type(found.stores[split]) for split in ("train", "test")] == kinds
+
+
+def test_the_room_in_memory_is_known():
+    assert 10**7 < opening._free_bytes() < 10**14
+
+
+def test_a_second_run_opens_and_decodes_nothing_that_is_known(tree, tmp_path, monkeypatch):
+    choice = Choice(workers=0, cache="disk")
+    opened(tree, tmp_path, choice)
+    for module, name in ((stores, "read_frames"), (video, "VideoFile")):
+        monkeypatch.setattr(module, name, None)
+    assert numbers(opened(tree, tmp_path, choice).stores["train"]) == [0, 10, 20, 30]
+
+
+def test_only_the_splits_that_are_asked_for_are_looked_at(torn, tmp_path):
+    for name in ("0", "1", "3"):
+        (torn / f"train/bow/{name}.avi").write_bytes(b"")
+    found = opened(torn, tmp_path / "run", only=["test"])
+    assert list(found.stores) == ["test"]
+    assert reported(tmp_path / "run") == [("7.avi", found.bad[0].reason)]
+    assert found.clips.splits() == {"train": 6, "test": 1}
+
+
+def test_bad_videos_are_left_out_counted_and_listed(torn, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "grw_keras"):
+        found = opened(torn, tmp_path / "run")
+    assert names(found.stores["train"]) == ["0.avi", "1.avi", "3.avi", "4.avi", "5.avi"]
+    assert names(found.stores["test"]) == ["6.avi"]
+    assert found.clips.splits() == {"train": 5, "test": 1}
+    assert {name for name, _ in reported(tmp_path / "run")} == {"2.avi", "7.avi"}
+    assert len(found.bad) == 2
+    assert f"2 bad videos are left out: {tmp_path / 'run' / 'bad_videos.csv'}" in caplog.text
+
+
+def test_too_many_bad_videos_stop_the_run_before_anything_is_decoded(torn, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "read_frames", None)
+    choice = Choice(workers=0, cache="memory", max_bad_share=0.2)
+    with pytest.raises(TooManyBadVideosError, match=r"2 of 8 clips can't be used, 25\.0%"):
+        opened(torn, tmp_path / "run", choice)
+    assert {name for name, _ in reported(tmp_path / "run")} == {"2.avi", "7.avi"}
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_videos_that_turn_out_bad_when_decoded_count_too(torn, tmp_path, monkeypatch, cache, share):
+    def fail(path, *rest, f=stores.read_frames):
+        if path.endswith("4.avi"):
+            raise video.BadVideoError(path, "it is torn")
+        return f(path, *rest)
+
+    monkeypatch.setattr(stores, "read_frames", fail)
+    choice = Choice(workers=0, cache=cache, max_bad_share=share)
+    if share == 0.3:
+        with pytest.raises(TooManyBadVideosError, match=r"3 of 8 clips can't be used"):
+            opened(torn, tmp_path / "run", choice)
+    else:
+        found = opened(torn, tmp_path / "run", choice)
+        assert names(found.stores["train"]) == ["0.avi", "1.avi", "3.avi", "5.avi"]
+        assert len(found.clips) == 5
+        assert [bad.clips for bad in found.bad] == [1, 1, 1]
+    assert reported(tmp_path / "run")[-1] == ("4.avi", "it is torn")
+    assert len(reported(tmp_path / "run")) == 3
+
+
+def test_a_split_of_bad_videos_alone_has_no_store(torn, tmp_path, caplog):
+    (torn / "test/bow/6.avi").write_bytes(b"")
+    found = opened(torn, tmp_path / "run")
+    assert list(found.stores) == ["train"]
+    assert "No clip of test is left: all its videos are bad" in caplog.text
+
+
+def test_a_part_that_is_empty_costs_the_others_of_its_video_nothing(tree, tmp_path):
+    path = tree / "train/bow/a.avi"
+    (tmp_path / "list.csv").write_text(
+        f"path,label,start,end\n{path},bow,0,0.2\n{path},bow,5,6\n{path},wave,0.2,0.6\n"
+    )
+    found = opened(tmp_path / "list.csv", tmp_path / "run")
+    assert len(found.stores["train"].clips) == len(found.clips) == 2
+    assert numbers(found.stores["train"]) == [0, 2]
+    assert len(found.bad) == 1
+
+
+def test_a_share_is_held_out_and_labels_are_in_the_models_order(tree, tmp_path):
+    (tmp_path / "list.csv").write_text(
+        "path,label\n" + "".join(f"{tree}/train/bow/{name}.avi,bow\n" for name in "ab")
+    )
+    labels = ("wave", "run", "bow")
+    choice = Choice(workers=0, cache="none", holdout=0.5, labels=labels)
+    found = opened(tmp_path / "list.csv", tmp_path / "run", choice)
+    assert {split: len(store.clips) for split, store in found.stores.items()} == {
+        "train": 1,
+        "test": 1,
+    }
+    assert found.stores["test"].clips.labels == labels
+
+
+def test_missing_clips_of_kinetics_are_counted_and_told(tree, tmp_path, caplog):
+    rows = [(f"{n:011d}", "bow") for n in range(4)]
+    listed = "".join(f"{label},{name},1,11,train\n" for name, label in rows)
+    (tmp_path / "k.csv").write_text(f"label,youtube_id,time_start,time_end,split\n{listed}")
+    write_videos(tmp_path / "clips", [f"{rows[0][0]}_000001_000011.avi"])
+    choice = Choice(workers=0, annotations=[tmp_path / "k.csv"])
+    found = opened(tmp_path / "clips", tmp_path / "run", choice)
+    assert len(found.stores["train"].clips) == 1
+    assert len(found.clips.missing) == 3
+    assert "3 of 4 annotated clips are not in" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def records(tree, tmp_path_factory):
+    clips = assign(read(tree))
+    return prepare(clips, tmp_path_factory.mktemp("r") / "r", fps=5, size=16, workers=0).folder
+
+
+def test_records_give_the_same_clips(tree, records, tmp_path):
+    videos, found = opened(tree, tmp_path), opened(records, tmp_path, only=["train", "test"])
+    for split, store in found.stores.items():
+        assert type(store) is JoinedStore
+        assert names(store) == names(videos.stores[split])
+        assert numbers(store) == numbers(videos.stores[split])
+    assert list(opened(records, tmp_path, only=["test"]).stores) == ["test"]
+
+
+def test_records_can_be_split_again_and_take_a_models_labels(records, tmp_path):
+    labels = ("run", "wave", "bow")
+    choice = Choice(holdout=0.5, group_regex=".*/", labels=labels)
+    found = opened(records, tmp_path, choice)
+    assert {split: len(store.clips) for split, store in found.stores.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+    }
+    assert {store.clips.labels for store in found.stores.values()} == {labels}
+    assert found.stores["validation"].clips.splits() == {"validation": 2}
+    # Which two are held out is the splits' business; the frames must be theirs.
+    shown = dict(zip("abcdef", range(0, 60, 10), strict=True))
+    for store in found.stores.values():
+        assert numbers(store) == [shown[name[0]] for name in names(store)]
+
+
+def test_bad_videos_of_records_are_told(tmp_path):
+    clips = record_helpers.clip_set(tmp_path / "v", lengths=(3, 3, 3))
+    (tmp_path / "v" / "0.mkv").write_bytes(b"")
+    folder = prepare(clips, tmp_path / "r", fps=5, size=8, workers=0, max_bad_share=0.5).folder
+    found = opened(folder, tmp_path, size=8)
+    assert [bad.path for bad in found.bad] == [str(tmp_path / "v" / "0.mkv")]
+
+
+@pytest.mark.parametrize("given", [{"fps": 10}, {"size": 32}])
+def test_records_of_another_rate_or_size_are_refused(records, tmp_path, given):
+    with pytest.raises(ValueError, match=r"Prepare them.*Received: 5 fps, 16 px"):
+        opened(records, tmp_path, **given)
+
+
+def test_records_of_unknown_classes_are_refused(records, tmp_path):
+    with pytest.raises(ValueError, match=r"It lacks 'wave' \(closest: 'waves'\)"):
+        opened(records, tmp_path, Choice(labels=("bow", "waves")))
+
+
+def test_a_tfds_data_set_is_made_into_records_at_the_rate_that_is_told(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pictures = np.stack(
+        [np.stack([video_files.numbered(7 * n + i) for i in range(6)]) for n in (0, 1)]
+    )
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "tiny"
+        code_path = None
+
+        def _info(self):
+            frames = tfds.features.Tensor(shape=pictures.shape[1:], dtype=np.uint8)
+            label = tfds.features.ClassLabel(names=["bow", "wave"])
+            features = tfds.features.FeaturesDict({"frames": frames, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((n, {"frames": video, "label": n}) for n, video in enumerate(pictures))
+
+    builder = Tiny(data_dir=tmp_path / "tfds", file_format="array_record")
+    builder.download_and_prepare()
+    data = f"tfds:{builder.data_dir}"
+    with pytest.raises(ValueError, match="`fps` must be the frames a second"):
+        opened(data, tmp_path / "run")
+    found = opened(data, tmp_path / "run", Choice(source_fps=10))
+    assert [found.stores["train"].available(i) for i in range(2)] == [3, 3]
+    assert numbers(found.stores["train"]) == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Choice(cache="ram"), "`cache` must be one of 'auto', .*Received: 'ram'"),
+        (lambda: Choice(workers=-1), "`workers` must be None or >= 0. Received: -1"),
+        (lambda: Choice(max_bad_share=5), r"`max_bad_share` must be in \[0, 1\]. Received: 5"),
+        (
+            lambda: open_data(".", Choice(), fps=5, size=8, folder=".", only=["valid"]),
+            "`only` must name splits.*Did you mean 'validation'.*Received: 'valid'",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
