@@ -9,9 +9,9 @@ from grw_keras import backend
 def train_step(model, data, parts: int):
     """A tf_keras `train_step` whose update is that of the mean of the micro-batches' gradients.
 
-    It is the whole batch's update, but for batch norms, which see one micro-batch at a time. A
-    mask may leave the micro-batches different numbers of windows: each one's GRW loss counts as
-    its share of them.
+    It is the whole batch's update, but for what standardises over the batch, which sees one
+    micro-batch at a time: batch norms, and the loss of intermediate smoothing. A mask may leave
+    the micro-batches different numbers of windows: each one's GRW loss counts as its share of them.
 
     Args:
         model: a `VideoClassifier`.

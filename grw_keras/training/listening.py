@@ -21,7 +21,14 @@ class Listener(Protocol):
     """Told of every step and every epoch."""
 
     def on_step(self, step: int, waited_s: float) -> None:
-        """After step `step` (counted from 1), for whose batch training waited `waited_s`."""
+        """After step `step` (counted from 1), for whose batch training waited `waited_s`.
+
+        GPUs may have been busy with the steps before meanwhile: for them it's an upper bound.
+        """
+        ...
+
+    def on_loss(self, step: int, loss: float) -> None:
+        """Every few steps, with the mean loss since the epoch began."""
         ...
 
     def on_epoch(self, row: Row) -> None:
@@ -30,8 +37,10 @@ class Listener(Protocol):
 
 
 class Terminal:
-    """A bar with clips a second, the share of time spent waiting for input, and the time left;
-    where the output is no terminal, a line now and then. A line for each epoch.
+    """A bar with clips a second, the share of time spent waiting for input, the loss and the time
+    left; where the output is no terminal, a line now and then. A line for each epoch.
+
+    Rates are those of the steps alone; the time left counts validations like those before.
 
     Args:
         steps: of the whole training.
@@ -41,8 +50,10 @@ class Terminal:
     def __init__(self, steps: int, batch_size: int):
         self.console = Console(file=sys.stdout)
         self.steps, self.batch_size = steps, batch_size
-        self._began_s = self._line_s = time.monotonic()
-        self._done_before, self._waited_s = 0, 0.0
+        self._began_s = self._last_s = self._line_s = time.monotonic()
+        self._done_before = 0
+        self._stepping_s = self._waited_s = 0.0
+        self._loss = ""
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -67,28 +78,35 @@ class Terminal:
         self._progress.stop()
 
     def on_step(self, step: int, waited_s: float) -> None:
-        now_s = time.monotonic()
-        if step == self._done_before + 1:  # traced in this one: no rate can be told from it
+        now_s, last_s = time.monotonic(), self._last_s
+        self._last_s = now_s
+        done = step - self._done_before - 1
+        if done < 1:  # traced in this one: no rate can be told from it
             self._began_s = now_s
             return
+        self._stepping_s += max(now_s - last_s, 1e-9)
         self._waited_s += waited_s
-        elapsed_s = now_s - self._began_s
-        each_s = elapsed_s / (step - self._done_before - 1)
         rate = (
-            f"{self.batch_size / each_s:.1f} clips/s, "
-            f"waiting for input {self._waited_s / elapsed_s:.0%}"
+            f"{self.batch_size * done / self._stepping_s:.1f} clips/s, "
+            f"waiting for input {self._waited_s / self._stepping_s:.0%}{self._loss}"
         )
         self._progress.update(self._task, completed=step, rate=rate)
         if not self.console.is_terminal and now_s - self._line_s >= LINE_EVERY_S:
             self._line_s = now_s
-            left_s = (self.steps - step) * each_s
-            self.console.print(
-                f"step {step}/{self.steps}, {rate}, {_duration(left_s)} left", highlight=False, soft_wrap=True
-            )
+            left_s = (self.steps - step) * (now_s - self._began_s) / done
+            self._print(f"step {step}/{self.steps}, {rate}, {_duration(left_s)} left")
+
+    def on_loss(self, step: int, loss: float) -> None:
+        del step
+        self._loss = f", loss {loss:.4g}"
 
     def on_epoch(self, row: Row) -> None:
+        self._last_s = time.monotonic()
         numbers = (f"{name} {value:.4g}" for name, value in row.items() if name not in _QUIET)
-        self.console.print(f"epoch {row['epoch']:.0f}: {', '.join(numbers)}", highlight=False, soft_wrap=True)
+        self._print(f"epoch {row['epoch']:.0f}: {', '.join(numbers)}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 _QUIET = {"epoch", "step", "backbone_rate", "head_rate"}
@@ -108,6 +126,9 @@ class HistoryFile:
 
     def on_step(self, step: int, waited_s: float) -> None:
         """Steps are not written."""
+
+    def on_loss(self, step: int, loss: float) -> None:
+        """Nor is their loss."""
 
     def on_epoch(self, row: Row) -> None:
         self._rows.append(row)
@@ -134,17 +155,25 @@ def read_history(path) -> list[dict[str, float]]:
 
 
 class TensorBoard:
-    """Writes each epoch's numbers, and the wait for input, for `tensorboard --logdir`."""
+    """For `tensorboard --logdir`: each epoch's numbers; the loss and the waits within epochs."""
 
     def __init__(self, folder):
         import tensorflow as tf
 
         self._summary = tf.summary
         self._writer = tf.summary.create_file_writer(str(folder))
+        self._waited_s = 0.0
 
     def on_step(self, step: int, waited_s: float) -> None:
+        del step
+        self._waited_s += waited_s
+
+    def on_loss(self, step: int, loss: float) -> None:
+        # Here and not at each step, which would cost more than it tells.
         with self._writer.as_default(step=step):
-            self._summary.scalar("input/waited_s", waited_s)
+            self._summary.scalar("steps/loss", loss)
+            self._summary.scalar("steps/waited_s", self._waited_s)
+        self._waited_s = 0.0
 
     def on_epoch(self, row: Row) -> None:
         with self._writer.as_default(step=int(row["step"])):

@@ -1,5 +1,6 @@
 """A whole training: from a recipe and data to a folder with a model, its numbers and a report."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -22,7 +23,7 @@ from grw_keras.evaluation.predictions import Predictor
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec
-from grw_keras.training import concluding, distribution, objective, recipe, runs
+from grw_keras.training import concluding, distribution, objective, runs
 from grw_keras.training.listening import HistoryFile, Listener, TensorBoard, Terminal
 from grw_keras.training.recipe import Recipe
 from grw_keras.training.runs import RunFolder
@@ -110,14 +111,14 @@ def train(
 
     terminal = Terminal(feed.plan.steps(settings.epochs), settings.batch_size)
     listeners: list[Listener] = [terminal] if chief else []
-    with stop_signals() as stop, terminal:
+    with stop_signals() as stop, terminal if chief else contextlib.nullcontext():
         trainer = Trainer(
             model,
             feed,
             settings,
             folder.path,
             strategy=strategy,
-            identity={"recipe": recipe.to_dict(wanted), "clips": list(feed.names)},
+            identity=runs.identity(wanted, feed.names),
             validate=functools.partial(validate, opened.stores[monitored]) if monitored else None,
             keep_best=lambda: _save(model, folder.best, chief),
             listeners=listeners,

@@ -1,8 +1,11 @@
 """The folder of a run: what is where in it."""
 
 import dataclasses
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from grw_keras.training import recipe
 from grw_keras.training.recipe import Recipe
@@ -97,3 +100,22 @@ def begin(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
             )
     folder.path.mkdir(parents=True, exist_ok=True)
     recipe.write(wanted, folder.recipe)
+
+
+def identity(wanted: Recipe, clips: Sequence[str]) -> dict[str, Any]:
+    """What a run can be resumed with: its recipe but for `recipe.HARMLESS`, and its clips.
+
+    Args:
+        wanted: the recipe.
+        clips: names of the training clips, in order; they count by their checksum, for checkpoints
+            hold this.
+    """
+    data = recipe.to_dict(wanted)
+    for key in recipe.HARMLESS:
+        part, _, name = key.rpartition(".")
+        (data[part] if part else data).pop(name, None)
+    text = "\n".join(clips).encode()
+    return {
+        "recipe": data,
+        "clips": {"count": len(clips), "sha256": hashlib.sha256(text).hexdigest()},
+    }

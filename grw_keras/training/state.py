@@ -1,6 +1,8 @@
 """Everything of a training that changes, as arrays by name: what a checkpoint holds."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +14,9 @@ from grw_keras.training.averaging import Average
 def variables(model: tf_keras.Model, average: Average | None = None) -> dict[str, tf.Variable]:
     """All variables of a compiled and built model, its optimiser, its metrics and its average.
 
-    Names begin with the place in the order in which the model makes them: they are those of the
-    same model built again.
+    Names are the place in the order in which the model makes them, and the last part of Keras's
+    name: the parts before it may be numbered through all models of a process. So they are those
+    of the same model built again.
     """
     optimizer = model.optimizer
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -30,7 +33,8 @@ def variables(model: tf_keras.Model, average: Average | None = None) -> dict[str
         for place, variable in enumerate(members):
             if id(variable) not in seen:
                 seen.add(id(variable))
-                named[f"{group}/{place}/{variable.name.partition(':')[0]}"] = variable
+                leaf = variable.name.partition(":")[0].rpartition("/")[-1]
+                named[f"{group}/{place}/{leaf}"] = variable
     return named
 
 
@@ -67,6 +71,40 @@ def restore(named: Mapping[str, tf.Variable], arrays: Mapping[str, np.ndarray]) 
         )
     for name, variable in named.items():
         variable.assign(arrays[name])
+
+
+def is_finite(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether the model's own arrays, of all that were captured, hold no NaN or infinity."""
+    return all(
+        np.isfinite(array).all()
+        for name, array in arrays.items()
+        if name.startswith("model/") and np.issubdtype(array.dtype, np.floating)
+    )
+
+
+def differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """What differs between two pieces of plain data, as lines like "recipe.model.name: 'a' → 'b'".
+
+    Tuples count as the lists that JSON makes of them.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in {**old, **new}
+            for line in differences(
+                old.get(key, _MISSING), new.get(key, _MISSING), f"{place}.{key}".lstrip(".")
+            )
+        ]
+    same = old is new or (_MISSING not in (old, new) and json.dumps(old) == json.dumps(new))
+    return [] if same else [f"{place}: {old!r} → {new!r}"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+_MISSING = _Missing()
 
 
 def _loss_scale(optimizer) -> list[tf.Variable]:

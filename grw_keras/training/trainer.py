@@ -25,10 +25,11 @@ log = logging.getLogger("grw_keras")
 Row = dict[str, float]
 # Steps between two looks at the losses: each look waits for the device to finish.
 LOSSES_AT_ONCE = 10
+MOST_SHOWN = 5  # differences in one message
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; names the clips of the step."""
+    """The loss, or what a step made of the weights, is NaN or infinite; names the step's clips."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Trainer:
         settings: a recipe's part.
         folder: of the run; checkpoints go to `checkpoints/` in it.
         strategy: of tf.distribute.
-        identity: plain data that a resumed run must share, such as its recipe; kept in
+        identity: plain data that a resumed run must share, as of `runs.identity`; kept in
             checkpoints.
         validate: called after epochs, with the weights that would be exported; its numbers join
             the epoch's row. Early stopping goes by "val_top1".
@@ -124,7 +125,8 @@ class Trainer:
         """Trains to the end, or until `stop`.
 
         Raises:
-            NonFiniteLossError: a loss that is NaN or infinite; no checkpoint is written then.
+            NonFiniteLossError: a loss or weights that are NaN or infinite; seen `LOSSES_AT_ONCE`
+                steps later at most, and before any checkpoint is written.
             DiskFullError: no room for the last checkpoint (earlier ones are only warned of).
         """
         outcome = self.outcome
@@ -165,14 +167,15 @@ class Trainer:
         model, strategy, average = self.model, self.strategy, self.average
         replica_step = model.train_step
         if self.settings.jit_compile:
-            replica_step = tf.function(replica_step, jit_compile=True)
+            replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
-        @tf.function
+        @tf.function(autograph=False)  # no code here needs it, and tracing takes half the time
         def step(batch):
             logs = strategy.run(replica_step, args=(batch,))
             if average is not None:
                 average.update()
-            return strategy.experimental_local_results(logs["loss"])[0]
+            # Some strategies give each replica its own loss: so a NaN of one is seen by all.
+            return strategy.reduce("MEAN", logs["loss"], axis=None)
 
         return step
 
@@ -188,21 +191,24 @@ class Trainer:
         """Keras's loss is a mean since the epoch began: once NaN it stays so."""
         first = self.outcome.step - len(self._losses)
         losses, self._losses = [float(loss) for loss in self._losses], []
-        for place, loss in enumerate(losses):
+        for step, loss in enumerate(losses, first):
             if not math.isfinite(loss):
-                step = first + place
-                names = [self.feed.names[index] for _, index in self.feed.plan.step(step)]
-                raise NonFiniteLossError(
-                    f"The loss is {loss} in step {step + 1}. Its clips: {', '.join(names)}. Look "
-                    "at them; or lower the learning rates, or set training.clip_norm. The last "
-                    "checkpoint is from before"
-                )
+                raise self._non_finite(f"The loss is {loss}", step)
+        for listener in self.listeners if losses else ():
+            listener.on_loss(self.outcome.step, losses[-1])
+
+    def _non_finite(self, what: str, step: int) -> NonFiniteLossError:
+        names = [self.feed.names[index] for _, index in self.feed.plan.step(step)]
+        return NonFiniteLossError(
+            f"{what} in step {step + 1}. Its clips: {', '.join(names)}. Look at them; or lower the "
+            "learning rates, or set training.clip_norm. The last checkpoint is from before"
+        )
 
     def _end_of_epoch(self) -> bool:
         """Whether an epoch ended with this step; if so, writes its row."""
-        outcome, plan = self.outcome, self.feed.plan
-        epoch = len(outcome.history) + 1
-        if outcome.step < min(plan.steps(epoch), self.steps):
+        outcome = self.outcome
+        epoch = self._epochs_done()
+        if epoch == self._epochs_told():
             return False
         self._check_losses()
         row: Row = {"epoch": epoch, "step": outcome.step}
@@ -218,6 +224,17 @@ class Trainer:
             listener.on_epoch(row)
         return True
 
+    def _epochs_told(self) -> int:
+        return int(self.outcome.history[-1]["epoch"]) if self.outcome.history else 0
+
+    def _epochs_done(self) -> int:
+        """Several may end with one step, where a batch has more clips than there are."""
+        epoch = self._epochs_told()
+        last = self.settings.epochs
+        while epoch < last and self.feed.plan.steps(epoch + 1) <= self.outcome.step:
+            epoch += 1
+        return epoch
+
     def _is_validated(self, epoch: int) -> bool:
         last = self.outcome.step == self.steps
         return last or epoch % self.settings.validate_every_epochs == 0
@@ -232,15 +249,15 @@ class Trainer:
                 self.keep_best()
 
     def _exhausted(self) -> bool:
-        """Whether early stopping has lost its patience."""
+        """Whether early stopping has lost its patience; only a validation can tell."""
         patience, best = self.settings.early_stopping_epochs, self.outcome.best_epoch
-        if patience is None or best is None:
+        if patience is None or best is None or "val_top1" not in self.outcome.history[-1]:
             return False
-        return len(self.outcome.history) - best >= patience
+        return self._epochs_told() - best >= patience
 
     def _rates(self) -> Row:
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        rate = float(optimizer.learning_rate)
+        rate = float(tf.convert_to_tensor(optimizer.learning_rate))
         return {"backbone_rate": rate, "head_rate": rate * getattr(optimizer, "head_factor", 1.0)}
 
     def _due(self, saved_s: float) -> bool:
@@ -254,9 +271,11 @@ class Trainer:
     def _save(self) -> None:
         self._check_losses()
         arrays = state.capture(self._variables)  # by all workers: reading may be a collective
+        outcome = self.outcome
+        if not state.is_finite(arrays):  # a NaN gradient, which the next loss would have told of
+            raise self._non_finite("The weights became NaN or infinite", outcome.step - 1)
         if not is_chief(self.strategy):
             return
-        outcome = self.outcome
         contents = {
             "identity": self.identity,
             "history": outcome.history,
@@ -267,7 +286,7 @@ class Trainer:
                 self.folder, outcome.step, arrays, contents, keep=self.settings.keep_checkpoints
             )
         except DiskFullError as error:
-            if outcome.step == self.steps:
+            if outcome.step == self.steps or self._exhausted():
                 raise
             log.warning("%s. Training goes on; the next checkpoint is tried in its time", error)
 
@@ -276,12 +295,20 @@ class Trainer:
 
         Raises:
             CorruptCheckpointError: there are some, and none is whole.
-            ValueError: it is of another model or other data.
+            ValueError: it is of another model or of a run of another `identity`; nothing is
+                changed then.
         """
         checkpoint = checkpoint_files.latest(self.folder)
         if checkpoint is None:
             log.warning("No checkpoint in %s: starting from the beginning", self.folder)
             return
+        changed = state.differences(checkpoint.state["identity"], self.identity)
+        if changed:
+            shown = [*changed[:MOST_SHOWN], *(["…"] if len(changed) > MOST_SHOWN else [])]
+            raise ValueError(
+                "To resume, a run must be told what it was told before; start a new run, in "
+                f"another folder, for anything else. Received: {'; '.join(shown)}"
+            )
         state.restore(self._variables, checkpoint.arrays)
         self.outcome.step = checkpoint.step
         self.outcome.history = checkpoint.state["history"]
