@@ -33,7 +33,7 @@ def ours(path: Path, times: np.ndarray, size: int) -> np.ndarray:
 
 
 def plain_pyav(path: Path, times: np.ndarray, size: int) -> np.ndarray:
-    """Every frame decoded; those at the wanted times converted, resized as OpenCV does it."""
+    """Every frame decoded up to the last one wanted; those converted, and resized by OpenCV."""
     images: list[np.ndarray] = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -43,6 +43,8 @@ def plain_pyav(path: Path, times: np.ndarray, size: int) -> np.ndarray:
             if len(images) < len(times) and number / rate >= times[len(images)] - 1e-6:
                 image = frame.reformat(format="rgb24", threads=1).to_ndarray()
                 images.append(cv2.resize(image, (size, size)))
+                if len(images) == len(times):
+                    break
     return np.stack(images)
 
 
@@ -52,7 +54,7 @@ def opencv(path: Path, times: np.ndarray, size: int) -> np.ndarray:
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     rate = capture.get(cv2.CAP_PROP_FPS)
     for number in itertools.count():
-        if not capture.grab():
+        if len(images) == len(times) or not capture.grab():
             break
         if len(images) < len(times) and number / rate >= times[len(images)] - 1e-6:
             image = cv2.resize(capture.retrieve()[1], (size, size))

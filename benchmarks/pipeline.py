@@ -1,11 +1,12 @@
 """Clips a second from videos and from caches, and how long training waits for them.
 
-Everything is of the model's frame rate and size, in one run, and sides take turns. First whole
-videos on their grid: our pipeline, to batches of floats, with several numbers of worker processes,
-beside plain loops of PyAV and OpenCV to a clip of bytes, each on one thread. Then short clips from
-memory, from a disk cache and from prepared records. Then training steps of MoViNet-A0-S on them,
-and on videos decoded at each step: the share of time in which the step waits for its batch.
-Numbers are medians over rounds.
+Everything is of the model's frame rate and size, in one run, and sides take turns. First the clips
+of a training epoch, at random places of their videos, as bytes: by our loader with several numbers
+of worker processes, beside plain loops of PyAV and OpenCV, which decode each video up to the clip's
+last frame on one thread; and by the whole pipeline, as batches of floats. Then the same clips from memory, from a
+disk cache and from prepared records. Then training steps of MoViNet-A0-S on them, and on videos
+decoded at each step: the share of time in which the step waits for its batch. Numbers are medians
+over rounds.
 
     python -m benchmarks.pipeline --videos my_videos/ --csv benchmarks/results/pipeline.csv
     python -m benchmarks.pipeline --videos my_videos/ --clips 12 --rounds 1 --steps 6 --size 44
@@ -36,11 +37,12 @@ from grw_keras.data.folder_source import from_folder
 from grw_keras.data.pipeline import training_batches
 from grw_keras.data.record_store import RecordStore
 from grw_keras.data.records import prepare
-from grw_keras.data.samples import Plan, Sampling
+from grw_keras.data.samples import Loader, Plan, Sampling
+from grw_keras.data.sampling import clip_indices, sample_rng
 from grw_keras.data.scan import scan
 from grw_keras.data.stores import DiskStore, FrameStore, MemoryStore, VideoStore
 from grw_keras.data.transforms import evaluation_clip
-from grw_keras.data.workers import AHEAD, default_workers
+from grw_keras.data.workers import AHEAD, default_workers, in_order
 from grw_keras.training import objective
 from grw_keras.training.listening import Listener
 from grw_keras.training.recipe import TrainingPart
@@ -76,42 +78,73 @@ def stream(store: FrameStore, frames: int, size: int, processes: int | None, sta
 
 
 def rate(store: FrameStore, frames: int, size: int, processes: int | None) -> tuple[float, float]:
-    """Clips a second over one epoch in full swing, and seconds until the first batch."""
+    """Clips a second in batches of floats, over one epoch in full swing, and seconds until the
+    first batch."""
     epoch = len(store.clips) // BATCH
-    # Enough that whatever is read ahead at the end has been so at the beginning too.
-    settling = 1 + AHEAD * (default_workers() if processes is None else processes) // BATCH
+    settling = _settling(processes)
     begin_s = time.perf_counter()
     batches = stream(store, frames, size, processes, start_step=-settling % epoch)
-    next(batches)
+    return timed(batches, settling, epoch, begin_s, BATCH)
+
+
+def loader_rate(store: FrameStore, frames: int, size: int, processes: int) -> tuple[float, float]:
+    """The same of clips of bytes, as worker processes give them."""
+    sampling = Sampling(frames=frames, resolution=size, training=True)
+    epoch = len(store.clips)
+    plan = Plan(clips=epoch, batch_size=BATCH)
+    settling = _settling(processes)
+    begin_s = time.perf_counter()
+    places = plan.places(-settling % (epoch // BATCH))
+    clips = in_order(Loader(store, sampling), places, processes)
+    return timed(clips, settling * BATCH, epoch, begin_s, 1)
+
+
+def _settling(processes: int | None) -> int:
+    """Steps after which as much is read ahead as at the end."""
+    return 1 + AHEAD * (default_workers() if processes is None else processes) // BATCH
+
+
+def timed(
+    items: Iterator, settling: int, count: int, begin_s: float, clips_each: int
+) -> tuple[float, float]:
+    """Clips a second of `count` items after `settling` ones, and seconds until the first."""
+    next(items)
     first_s = time.perf_counter() - begin_s
     for _ in range(settling - 1):
-        next(batches)
+        next(items)
     begin_s = time.perf_counter()
-    for _ in range(epoch):
-        next(batches)
-    return len(store.clips) / (time.perf_counter() - begin_s), first_s
+    for _ in range(count):
+        next(items)
+    return count * clips_each / (time.perf_counter() - begin_s), first_s
 
 
-def plain_rate(reader: Callable, store: VideoStore, size: int) -> float:
-    """Clips a second of a loop over the same videos."""
+def plain_rate(reader: Callable, store: VideoStore, frames: int, size: int) -> float:
+    """Clips a second of a loop over the same clips."""
     begin_s = time.perf_counter()
     for index, clip in enumerate(store.clips.clips):
-        times = np.arange(store.available(index)) / store.fps
-        evaluation_clip(reader(Path(clip.path), times, store.size), size)
+        rng = sample_rng(0, 0, index)
+        wanted, where = np.unique(
+            clip_indices(store.available(index), frames, rng=rng)[0], return_inverse=True
+        )
+        video = reader(Path(clip.path), wanted / store.fps, store.size)
+        evaluation_clip(video[where], size)
     return len(store.clips) / (time.perf_counter() - begin_s)
 
 
 def decoding(store: VideoStore, arguments) -> list[Row]:
-    """Whole videos: ours beside plain loops."""
-    frames = max(store.available(index) for index in range(len(store.clips)))
+    """Clips of training from their videos: ours beside plain loops."""
+    frames = arguments.frames
     sides: dict[str, Callable[[], tuple[float, ...]]] = {
-        "plain PyAV": lambda: (plain_rate(plain_pyav, store, arguments.size),),
-        "OpenCV": lambda: (plain_rate(opencv, store, arguments.size),),
+        "plain PyAV": lambda: (plain_rate(plain_pyav, store, frames, arguments.size),),
+        "OpenCV": lambda: (plain_rate(opencv, store, frames, arguments.size),),
     }
     for processes in PROCESSES:
         sides[f"ours, {processes} processes"] = functools.partial(
-            rate, store, frames, arguments.size, processes
+            loader_rate, store, frames, arguments.size, processes
         )
+    sides["ours, 2 processes, to batches of floats"] = functools.partial(
+        rate, store, frames, arguments.size, 2
+    )
     measured = in_turns(sides, arguments.rounds)
     plain = [value for (value,) in measured["plain PyAV"]]
     rows = []

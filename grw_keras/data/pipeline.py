@@ -1,8 +1,10 @@
 """tf.data assembly: samples read ahead in worker processes, batched, scaled to [0, 1]."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from grw_keras.data.samples import Loader, Plan, Sample, Sampling
@@ -213,19 +215,27 @@ def _batches(
     padded = sampling.short == "pad"
 
     def elements():
-        for sample in samples():
-            yield sample.video, sample.mask, sample.label, sample.index
+        # Stacked here: each element that crosses into TensorFlow costs a fixed time.
+        running = samples()
+        while batch := list(itertools.islice(running, batch_size)):
+            if len(batch) == batch_size or not drop_remainder:
+                yield (
+                    np.stack([sample.video for sample in batch]),
+                    np.stack([sample.mask for sample in batch]),
+                    np.array([sample.label for sample in batch], np.int32),
+                    np.array([sample.index for sample in batch], np.int32),
+                )
 
     def finish(video, mask, label, number):
         video = to_unit_range(video)
         return ({"video": video, "mask": mask} if padded else video), label, number
 
+    clips = batch_size if drop_remainder else None
     signature = (
-        tf.TensorSpec([frames, size, size, 3], tf.uint8),
-        tf.TensorSpec([frames], tf.bool),
-        tf.TensorSpec([], tf.int32),
-        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([clips, frames, size, size, 3], tf.uint8),
+        tf.TensorSpec([clips, frames], tf.bool),
+        tf.TensorSpec([clips], tf.int32),
+        tf.TensorSpec([clips], tf.int32),
     )
     data = tf.data.Dataset.from_generator(elements, output_signature=signature)
-    data = data.batch(batch_size, drop_remainder=drop_remainder)
     return data.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)

@@ -189,7 +189,13 @@ def _on_display(
     images = np.empty((len(ticks), *shape, 3), np.uint8)
     reformatter = VideoReformatter()
 
+    upright = not (transposed or mirrored or flipped)
+
     def show(frame: av.VideoFrame, begin: int, end: int) -> None:
+        if upright:  # straight to its place
+            _rgb(reformatter, frame, width, height, images[begin])
+            images[begin + 1 : end] = images[begin]
+            return
         image = _rgb(reformatter, frame, width, height)
         image = image.transpose(1, 0, 2) if transposed else image
         images[begin:end] = image[:: -1 if flipped else 1, :: -1 if mirrored else 1]
@@ -208,7 +214,11 @@ def _on_display(
 
 
 def _rgb(
-    reformatter: VideoReformatter, frame: av.VideoFrame, width: int, height: int
+    reformatter: VideoReformatter,
+    frame: av.VideoFrame,
+    width: int,
+    height: int,
+    target: np.ndarray | None = None,
 ) -> np.ndarray:
     """One frame as RGB. libswscale is exact and fast to planes, exact or fast to pixels."""
     planar = reformatter.reformat(frame, width, height, "gbrp", interpolation=_SCALING, threads=1)
@@ -216,7 +226,7 @@ def _rgb(
         np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)[:, :width]
         for plane in planar.planes
     )
-    return cv2.merge((red, green, blue))
+    return cv2.merge((red, green, blue), target)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
