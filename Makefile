@@ -28,6 +28,7 @@ lint: $(READY)
 bench: $(READY)
 	$(PY) benchmarks/loss.py
 	$(PY) benchmarks/scale.py
+	$(PY) benchmarks/step.py
 
 # One solution for every extra at once, so that any of them can be added later. By pip's own
 # resolver: uv's takes no notice of upper bounds on the Python version.

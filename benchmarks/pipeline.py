@@ -3,10 +3,10 @@
 Everything is of the model's frame rate and size, in one run, and sides take turns. First the clips
 of a training epoch, at random places of their videos, as bytes: by our loader with several numbers
 of worker processes, beside plain loops of PyAV and OpenCV, which decode each video up to the clip's
-last frame on one thread; and by the whole pipeline, as batches of floats. Then the same clips from memory, from a
-disk cache and from prepared records. Then training steps of MoViNet-A0-S on them, and on videos
-decoded at each step: the share of time in which the step waits for its batch. Numbers are medians
-over rounds.
+last frame on one thread; and by the whole pipeline, as batches of floats. Then the same clips from
+memory, from a disk cache and from prepared records. Then training steps of MoViNet-A0-S on them,
+and on videos decoded at each step: the share of time in which the step waits for its batch. Numbers
+are medians over rounds.
 
     python -m benchmarks.pipeline --videos my_videos/ --csv benchmarks/results/pipeline.csv
     python -m benchmarks.pipeline --videos my_videos/ --clips 12 --rounds 1 --steps 6 --size 44

@@ -1,11 +1,13 @@
 """grw-keras: video classifiers, from weights and videos to a trained, measured model.
 
-Each command imports what it needs only when it runs.
+Each command imports what it needs only when it runs. Errors are told in a line; with
+GRW_KERAS_TRACEBACK=1 in the environment, with all that led to them.
 """
 
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,15 +16,17 @@ from grw_keras.cli import data, models, training, use
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; its status, or 1 with the reason on stderr."""
-    parser = _parser()
-    options = vars(parser.parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = vars(_parser().parse_args(arguments))
     run: Callable[..., int | None] = options.pop("run")
+    if options.pop("wants_arguments", False):
+        options["arguments"] = arguments
     with _told():
         try:
             return run(**options) or 0
         except Exception as error:
             reason = _reason(error)
-            if reason is None:
+            if reason is None or os.environ.get("GRW_KERAS_TRACEBACK"):
                 raise
             print(f"grw-keras: {reason}", file=sys.stderr)
             return 1
@@ -36,7 +40,7 @@ def _reason(error: Exception) -> str | None:
         # From the code that reads clips it brings a traceback, whose last line says what happened.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         told = [line for line in lines if "Error: " in line]
-        return (told or lines or [repr(error)])[-1]
+        return told[-1] if told else max(lines or [repr(error)], key=len)
     return None
 
 
@@ -55,7 +59,9 @@ def _told() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="grw-keras", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="grw-keras", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for part in (models, training, use, data):
         part.add_commands(commands)

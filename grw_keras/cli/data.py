@@ -14,6 +14,7 @@ def add_commands(commands) -> None:
         help="videos to sharded records of JPEG frames",
         description="Decodes every video once and writes its frames, at a model's rate and size, "
         "to a TFDS data set that train and evaluate take as --data.",
+        allow_abbrev=False,
     )
     prepare.add_argument("--data", required=True, help="folder, .csv list, or tfds:NAME")
     prepare.add_argument("--out", required=True, metavar="DIR", help="the records' folder")
@@ -71,6 +72,20 @@ def _prepare(
         "num_shards": shards,
     }
     if data.startswith(TFDS_PREFIX):
+        of_videos = {
+            "--annotations": annotations,
+            "--holdout": holdout,
+            "--group-regex": group_regex,
+            "--test-regex": test_regex,
+            "--max-bad-share": max_bad_share,
+            "--workers": workers,
+            "--beam-runner": beam_runner,
+        }
+        strangers = [flag for flag, value in of_videos.items() if value not in (None, [])]
+        if strangers:
+            raise ValueError(
+                f"A TFDS data set has its own splits: leave out {', '.join(strangers)}"
+            )
         source = tfds_source.open_tfds(data.removeprefix(TFDS_PREFIX), fps=source_fps)
         prepared = tfds_source.prepare_tfds(source, out, **shape, progress=_show)
     else:

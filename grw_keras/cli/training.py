@@ -1,6 +1,7 @@
 """grw-keras train."""
 
 import argparse
+import os
 import shlex
 import sys
 from typing import Any
@@ -32,6 +33,7 @@ def add_commands(commands) -> None:
         help="train or fine-tune a model on videos",
         description="Trains a model of the zoo on a folder of class folders, a CSV list, Kinetics "
         "or prepared records. Under TF_CONFIG or SLURM it is one worker of many.",
+        allow_abbrev=False,
     )
     parser.add_argument("recipe", nargs="?", help="a recipe (YAML); without one: --model")
     parser.add_argument("--data", required=True, help="folder, .csv list or prepared records")
@@ -52,7 +54,7 @@ def add_commands(commands) -> None:
     parser.add_argument(
         "--local-workers", type=int, default=1, metavar="N", help="processes on this machine"
     )
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, wants_arguments=True)
 
 
 def _train(
@@ -63,13 +65,11 @@ def _train(
     set: list[str],
     resume: bool,
     local_workers: int,
+    arguments: list[str],
     **flags,
 ) -> int:
     if local_workers > 1:
-        from grw_keras.training.launch import launch_local
-
-        command = [sys.executable, "-m", "grw_keras.cli", *_without_local_workers(sys.argv[1:])]
-        return launch_local(local_workers, command)
+        return _launch(local_workers, arguments)
     from grw_keras.training import recipe as recipes
     from grw_keras.training.runs import RunFolder
 
@@ -99,14 +99,20 @@ def _train(
         annotations=annotations,
         resume=resume,
         cluster=cluster_from_environment(),
-        command=shlex.join(["grw-keras", *sys.argv[1:]]),
+        command=shlex.join(["grw-keras", *arguments]),
     )
     if outcome.finished:
         print(f"{out}/model: load it by grw_keras.zoo.load({f'{out}/model'!r})")
     return 0
 
 
-def _without_local_workers(arguments: list[str]) -> list[str]:
+def _launch(workers: int, arguments: list[str]) -> int:
+    """The same command in several processes, each of which is one worker."""
+    if "TF_CONFIG" in os.environ:
+        raise ValueError("--local-workers is for a machine by itself, but TF_CONFIG is set")
+    from grw_keras.training.launch import launch_local
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--local-workers")
-    return parser.parse_known_args(arguments)[1]
+    _, rest = parser.parse_known_args(arguments)
+    return launch_local(workers, [sys.executable, "-m", "grw_keras.cli", *rest])

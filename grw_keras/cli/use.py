@@ -1,7 +1,6 @@
 """grw-keras evaluate, predict."""
 
 import shlex
-import sys
 from pathlib import Path
 
 
@@ -11,8 +10,9 @@ def add_commands(commands) -> None:
         "evaluate",
         help="accuracy of a run or a model on a split",
         description="Single-clip top-1 and top-5, per class, confusion, calibration, accuracy "
-        "against frames seen, multiply-accumulates. Of a run, its splits are made again and its "
-        "report is written anew.",
+        "against frames seen, multiply-accumulates. The clips of a run have the splits that they "
+        "had in its training.",
+        allow_abbrev=False,
     )
     evaluation.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
     evaluation.add_argument("--data", required=True, help="folder, .csv list or prepared records")
@@ -20,12 +20,12 @@ def add_commands(commands) -> None:
     evaluation.add_argument(
         "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
     )
-    evaluation.add_argument("--json", metavar="FILE", help="of a model: where to write results")
+    evaluation.add_argument("--json", metavar="FILE", help="where to write the results")
     evaluation.add_argument("--csv", metavar="FILE", help="a table to append a row to")
     evaluation.add_argument("--workers", type=int, help="processes that decode")
-    evaluation.set_defaults(run=_evaluate)
+    evaluation.set_defaults(run=_evaluate, wants_arguments=True)
 
-    prediction = commands.add_parser("predict", help="what a video shows")
+    prediction = commands.add_parser("predict", help="what a video shows", allow_abbrev=False)
     prediction.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
     prediction.add_argument("files", nargs="+", metavar="VIDEO")
     prediction.add_argument("--top", type=int, default=5, help="classes to show")
@@ -43,6 +43,7 @@ def _evaluate(
     json: str | None,
     csv: str | None,
     workers: int | None,
+    arguments: list[str],
 ) -> None:
     from grw_keras.evaluation import results
     from grw_keras.evaluation.tables import table
@@ -55,7 +56,7 @@ def _evaluate(
         annotations=annotations,
         json_path=json,
         workers=workers,
-        command=shlex.join(["grw-keras", *sys.argv[1:]]),
+        command=shlex.join(["grw-keras", *arguments]),
     )
     if csv is not None:
         results.append_row(csv, evaluation)

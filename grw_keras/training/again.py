@@ -47,15 +47,16 @@ def evaluate_again(
 ) -> tuple[Evaluation, Path | None]:
     """Evaluates a run, or any model, on a split.
 
-    The data of a run is split as in its training, so that what was held out is held out again;
-    its report is written anew. Other models see the data's own splits.
+    The clips of a run have the splits that they had in its training; those that weren't there
+    count as test clips. Its results are written anew, and a report of the split beside its own.
+    Other models see the data's own splits.
 
     Args:
         path: of the run's or the model's folder, or a model's name.
         data: as of `open_data`.
         split: `"train"`, `"validation"` or `"test"`.
         annotations: Kinetics annotation files.
-        json_path: where to write the results; default `results_SPLIT.json` of the run.
+        json_path: where to write the results; those of a run are in its `results_SPLIT.json` too.
         workers: processes that decode; None: as the recipe has it.
         command: for the record.
 
@@ -70,7 +71,7 @@ def evaluate_again(
     is_run = folder.started()
     wanted = folder.read_recipe() if is_run else Recipe(model=ModelPart(name=model.spec.name))
     wanted = override(
-        wanted, {"data.cache": "none"} | ({"data.workers": workers} if workers else {})
+        wanted, {"data.cache": "none"} | ({} if workers is None else {"data.workers": workers})
     )
     with contextlib.ExitStack() as stack:
         place = folder.path / "evaluation"
@@ -83,6 +84,7 @@ def evaluate_again(
             place,
             annotations=annotations,
             labels=model.labels,
+            known=folder.read_splits() if is_run else None,
             only=[split],
         )
     if split not in opened.stores:
@@ -92,6 +94,7 @@ def evaluate_again(
     store = opened.stores[split]
     if is_run:
         history = listening.read_history(folder.history)
+        report = folder.path / f"report_{split}.html"
         evaluation = concluding.conclude(
             folder,
             wanted,
@@ -100,9 +103,12 @@ def evaluate_again(
             history=history,
             data=str(data),
             command=command,
-            bad=opened.bad,
+            bad=opened.bad.get(split, ()),
+            report=report,
         )
-        return evaluation, folder.report
+        if json_path is not None:
+            results.write_json(Path(json_path), evaluation)
+        return evaluation, report
     evaluation, _ = evaluate(
         model,
         store,
@@ -111,7 +117,7 @@ def evaluate_again(
         weights=str(path),
         command=command,
         processes=wanted.data.workers,
-        bad=opened.bad,
+        bad=opened.bad.get(split, ()),
     )
     if json_path is not None:
         results.write_json(Path(json_path), evaluation)

@@ -22,6 +22,8 @@ from grw_keras.training.recipe import Recipe
 from grw_keras.training.runs import RunFolder
 
 WORST_CLIPS = 6
+# Clips at once on the one device that evaluates, where training may have shared them over many.
+EVALUATION_BATCH = 8
 _STRIP_FRAMES = 8
 
 
@@ -35,7 +37,7 @@ def conclude(
     data: str,
     command: str,
     bad: Sequence[BadVideo] = (),
-    progress=None,
+    report: Path | None = None,
 ) -> Evaluation:
     """Evaluates the model of a run as it was saved; writes `results_SPLIT.json` and the report.
 
@@ -48,7 +50,7 @@ def conclude(
         data: what the clips are of.
         command: that made this.
         bad: videos that were left out.
-        progress: called with clips (done, total).
+        report: where to write the page; default the run's.
     """
     model = zoo.load(folder.model, compile=False)
     evaluation, found = evaluate(
@@ -59,10 +61,9 @@ def conclude(
         weights=str(folder.path),
         command=command,
         short=wanted.data.short,
-        batch_size=wanted.training.batch_size,
+        batch_size=min(EVALUATION_BATCH, wanted.training.batch_size),
         processes=wanted.data.workers,
         bad=bad,
-        progress=progress,
     )
     results.write_json(folder.results(split), evaluation)
     embeddings = None
@@ -70,7 +71,7 @@ def conclude(
         shown = found.embedded
         embeddings = Embeddings(found.embeddings, found.labels[shown], found.mask[shown])
     sampling = sampling_of(model.spec, wanted.data.short)
-    report = Report(
+    page = Report(
         title=f"{model.spec.name} on {Path(data).name}",
         evaluation=evaluation,
         recipe=yaml.safe_dump(recipe.to_dict(wanted), sort_keys=False, allow_unicode=True),
@@ -79,7 +80,7 @@ def conclude(
         embeddings=embeddings,
         worst=worst_clips(found, store, sampling),
     )
-    write_report(folder.report, report)
+    write_report(folder.report if report is None else report, page)
     return evaluation
 
 

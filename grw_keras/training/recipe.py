@@ -72,10 +72,11 @@ class DataPart(Part):
         short: what a clip does whose video is too short: "loop", or "pad" with a mask.
         augmentation: of training clips, as fields of `grw_keras.data.transforms.Augmentation`,
             to which a random time offset comes; None: that alone.
-        holdout: share of the training clips that is held out for validation, in (0, 1).
-        group_regex: its first group, found in a path, names clips that stay on one side of the
-            holdout.
-        test_regex: clips whose path it is found in are the test split.
+        holdout: share of the training clips that is held out, in (0, 1): for validation where there
+            are test clips, else as the test clips.
+        group_regex: what it matches in a clip's name, its first parenthesis if it has one, is the
+            clip's group, which stays on one side of the holdout.
+        test_regex: clips whose name it is found in are the test split.
         cache: of decoded frames: "memory", "disk", "none", or "auto", by their size.
         workers: processes that decode; None: by the machine's cores.
         max_bad_share: share of unreadable videos above which the run stops, in [0, 1].
@@ -187,6 +188,15 @@ class Recipe(Part):
     data: DataPart = dataclasses.field(default_factory=DataPart)
     training: TrainingPart = dataclasses.field(default_factory=TrainingPart)
     published: dict[str, Any] | None = None
+
+    def _check(self) -> None:
+        spec = registry.get(self.model.name).replace(self.model.spec)
+        averages = spec.family == "movinet" and spec.head == "classifier"
+        if self.data.short == "pad" and averages:
+            raise ValueError(
+                "`data.short` must be 'loop' with the official MoViNet classifier, which averages "
+                "over all frames and takes no mask. Received: 'pad'"
+            )
 
 
 def read(path: str | os.PathLike) -> Recipe:

@@ -5,10 +5,11 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -16,7 +17,6 @@ from grw_keras import zoo
 from grw_keras.data.opening import Choice, Opened, open_data
 from grw_keras.data.pipeline import OnBad, training_batches
 from grw_keras.data.samples import Plan, Sampling
-from grw_keras.data.stores import FrameStore
 from grw_keras.data.transforms import Augmentation
 from grw_keras.evaluation import evaluating
 from grw_keras.evaluation.predictions import Predictor
@@ -32,6 +32,8 @@ from grw_keras.training.trainer import Feed, Outcome, Trainer
 from grw_keras.zoo import registry
 
 log = logging.getLogger("grw_keras")
+
+LAST_LAYER = "logits/"  # how the names of its weights begin
 
 
 def train(
@@ -69,46 +71,89 @@ def train(
         TooManyBadVideosError, NonFiniteLossError, DiskFullError, CorruptCheckpointError: as said
             there.
     """
-    folder = RunFolder.at(out)
+    folder, settings = RunFolder.at(out), wanted.training
+    strategy = _strategy(wanted, devices, cluster)
+    share = distribution.share(strategy)
+    chief = share.worker == 0
+    with contextlib.ExitStack() as stack:
+        if chief:
+            stack.enter_context(runs.claimed(folder))
+            runs.check(folder, wanted, resume=resume)
+        opened = _open(wanted, data, folder, share, annotations)
+        with objective.precision(settings.precision), strategy.scope():
+            model = make_model(wanted, opened.clips.labels)
+        _check_fit(model.spec, expected_spec(wanted))
+        if chief:
+            runs.keep(folder, wanted, opened.clips)
+        feed = make_feed(wanted, model.spec, opened, strategy, on_bad=_warn)
+        with strategy.scope():
+            objective.compile_model(model, settings, feed.plan.steps(settings.epochs))
+        trainer, outcome = _run(wanted, model, feed, opened, folder, strategy, resume)
+        if outcome.finished:
+            _export(trainer, model, folder, chief)
+            if chief:
+                _conclude(folder, wanted, opened, outcome, data, command)
+        elif chief:
+            log.warning(
+                "Stopped at step %d of %d; go on with --resume", outcome.step, trainer.steps
+            )
+        distribution.barrier(strategy)
+    return outcome
+
+
+def _strategy(
+    wanted: Recipe, devices: Sequence[str] | None, cluster: distribution.Cluster | None
+) -> tf.distribute.Strategy:
+    """Seeds, determinism, and the devices, which the recipe's batch must suit."""
     settings = wanted.training
     tf_keras.utils.set_random_seed(settings.seed)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = distribution.strategy(devices, cluster)
-    share = distribution.share(strategy)
-    share.per_replica(settings.batch_size)
+    each = distribution.share(strategy).per_replica(settings.batch_size)
+    if each % settings.accumulate:
+        raise ValueError(
+            f"`training.accumulate` must divide the {each} clips that each device takes of a step. "
+            f"Received: {settings.accumulate}"
+        )
+    return strategy
+
+
+def _open(
+    wanted: Recipe,
+    data: str | os.PathLike,
+    folder: RunFolder,
+    share: distribution.Share,
+    annotations: Sequence[str | os.PathLike],
+) -> Opened:
+    """The run's data; each worker but the first has a folder of its own for what it notes."""
     chief = share.worker == 0
     own = folder.path if chief else folder.path / "workers" / str(share.worker)
-    if chief:
-        runs.begin(folder, wanted, resume=resume)
     spec = expected_spec(wanted)
     opened = open_run_data(wanted, spec, data, own, annotations=annotations, chief=chief)
     if "train" not in opened.stores:
         raise ValueError(f"The data must have training clips. Received: {opened.clips.splits()}")
-    if chief:
-        _keep_clips(opened, folder)
-    with objective.precision(settings.precision), strategy.scope():
-        model = make_model(wanted, opened.clips.labels)
-    _check_fit(model.spec, spec)
-    feed = make_feed(wanted, model.spec, opened, share, on_bad=_warn)
-    with strategy.scope():
-        objective.compile_model(model, settings, feed.plan.steps(settings.epochs))
-    monitored = next((s for s in ("validation", "test") if s in opened.stores), None)
-    if settings.early_stopping_epochs is not None and monitored != "validation":
+    if wanted.training.early_stopping_epochs is not None and "validation" not in opened.stores:
         raise ValueError(
             "Early stopping needs validation clips, apart from those it is tested on: mark test "
             "clips (test/, a split column, data.test_regex) and set data.holdout. "
             f"Received: {opened.clips.splits()}"
         )
+    return opened
 
-    predictor = Predictor(model)
 
-    def validate(store: FrameStore) -> dict[str, float]:
-        sampling = evaluating.sampling_of(model.spec, wanted.data.short)
-        return evaluating.validation_row(
-            predictor, store, sampling, settings.batch_size, wanted.data.workers
-        )
-
+def _run(
+    wanted: Recipe,
+    model: VideoClassifier,
+    feed: Feed,
+    opened: Opened,
+    folder: RunFolder,
+    strategy: tf.distribute.Strategy,
+    resume: bool,
+) -> tuple[Trainer, Outcome]:
+    """Trains, with whoever is to be told of it."""
+    settings, chief = wanted.training, distribution.is_chief(strategy)
+    monitored = next((s for s in ("validation", "test") if s in opened.stores), None)
     terminal = Terminal(feed.plan.steps(settings.epochs), settings.batch_size)
     listeners: list[Listener] = [terminal] if chief else []
     with stop_signals() as stop, terminal if chief else contextlib.nullcontext():
@@ -119,7 +164,7 @@ def train(
             folder.path,
             strategy=strategy,
             identity=runs.identity(wanted, feed.names),
-            validate=functools.partial(validate, opened.stores[monitored]) if monitored else None,
+            validate=None if monitored is None else _validator(wanted, model, opened, monitored),
             keep_best=lambda: _save(model, folder.best, chief),
             listeners=listeners,
             stop=stop,
@@ -132,15 +177,20 @@ def train(
                 TensorBoard(folder.tensorboard),
             ]
             terminal.begin_at(trainer.outcome.step)
-        outcome = trainer.run()
-    if outcome.finished:
-        _export(trainer, model, folder, chief)
-        if chief:
-            _conclude(folder, wanted, opened, outcome, data, command)
-    elif chief:
-        log.warning("Stopped at step %d of %d; go on with --resume", outcome.step, trainer.steps)
-    distribution.barrier(strategy)
-    return outcome
+        return trainer, trainer.run()
+
+
+def _validator(
+    wanted: Recipe, model: VideoClassifier, opened: Opened, split: str
+) -> Callable[[], dict[str, float]]:
+    return functools.partial(
+        evaluating.validation_row,
+        Predictor(model),
+        opened.stores[split],
+        evaluating.sampling_of(model.spec, wanted.data.short),
+        wanted.training.batch_size,
+        wanted.data.workers,
+    )
 
 
 def expected_spec(wanted: Recipe) -> ModelSpec:
@@ -156,10 +206,11 @@ def open_run_data(
     *,
     annotations: Sequence[str | os.PathLike] = (),
     labels: Sequence[str] | None = None,
+    known: Mapping[str, str] | None = None,
     only: Sequence[str] = ("train", "validation", "test"),
     chief: bool = True,
 ) -> Opened:
-    """The data of a run, split as its recipe says."""
+    """The data of a run, split as its recipe says; `known`: splits that clips had before."""
     part = wanted.data
     choice = Choice(
         annotations=annotations,
@@ -172,6 +223,7 @@ def open_run_data(
         workers=part.workers,
         max_bad_share=part.max_bad_share,
         source_fps=part.source_fps,
+        known=known,
     )
     return open_data(
         data,
@@ -195,7 +247,8 @@ def make_model(wanted: Recipe, labels: Sequence[str]) -> VideoClassifier:
         raise ValueError(
             f"`model.num_classes` must be the data's {len(labels)}, or null. Received: {classes}"
         )
-    model = zoo.load(
+    load = functools.partial(
+        zoo.load,
         part.name,
         part.weights,
         num_classes=classes,
@@ -203,19 +256,33 @@ def make_model(wanted: Recipe, labels: Sequence[str]) -> VideoClassifier:
         compile=False,
         **changes,
     )
+    model = load()
+    if model.labels is not None and set(model.labels) != set(labels):
+        log.warning("The weights are of other classes: the last layer is made new")
+        model = load(skip=(f"{LAST_LAYER}*",))
+    elif model.labels is not None:
+        _reorder(model, [model.labels.index(label) for label in labels])
     model.labels = labels
     return model
+
+
+def _reorder(model: VideoClassifier, places: Sequence[int]) -> None:
+    """Brings the last layer's outputs into another order, of their present places."""
+    for name, variable in model.named_weights().items():
+        if name.startswith(LAST_LAYER):
+            variable.assign(np.take(variable.numpy(), places, axis=-1))
 
 
 def make_feed(
     wanted: Recipe,
     spec: ModelSpec,
     opened: Opened,
-    share: distribution.Share,
+    strategy: tf.distribute.Strategy,
     *,
     on_bad: OnBad | None = None,
 ) -> Feed:
-    """The training clips, as this worker reads them."""
+    """The training clips, of which each replica of the strategy gets its part of every step."""
+    share = distribution.share(strategy)
     store = opened.stores["train"]
     augmentation = wanted.data.augmentation
     sampling = Sampling(
@@ -242,7 +309,7 @@ def make_feed(
                 on_bad=on_bad,
             )
 
-        return tf.distribute.get_strategy().distribute_datasets_from_function(of_worker)
+        return strategy.distribute_datasets_from_function(of_worker)
 
     plan = Plan(
         clips=len(store.clips), batch_size=wanted.training.batch_size, seed=wanted.training.seed
@@ -258,18 +325,6 @@ def _check_fit(made: ModelSpec, expected: ModelSpec) -> None:
                 f"The weights change `{field}` from {getattr(expected, field)} to "
                 f"{getattr(made, field)}: set it in model.spec"
             )
-
-
-def _keep_clips(opened: Opened, folder: RunFolder) -> None:
-    """Writes the list of clips; a resumed run must have the same."""
-    fresh = folder.clips.with_suffix(".new")
-    opened.clips.to_csv(fresh)
-    if folder.clips.exists() and folder.clips.read_bytes() != fresh.read_bytes():
-        raise ValueError(
-            "To resume, the clips and their splits must be the run's own. "
-            f"Received: others than in {folder.clips}; compare it with {fresh}"
-        )
-    os.replace(fresh, folder.clips)
 
 
 def _save(model: VideoClassifier, folder: Path, chief: bool) -> None:
@@ -304,7 +359,7 @@ def _conclude(
         history=outcome.history,
         data=str(data),
         command=command,
-        bad=opened.bad,
+        bad=opened.bad.get(split, ()),
     )
     log.info("%s top-1 %.3f; report: %s", split, evaluation.top1, folder.report)
 

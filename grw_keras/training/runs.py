@@ -1,12 +1,17 @@
 """The folder of a run: what is where in it."""
 
+import contextlib
+import csv
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
+
+from grw_keras.data.clips import ClipSet
 from grw_keras.training import recipe
 from grw_keras.training.recipe import Recipe
 
@@ -17,7 +22,8 @@ class RunFolder:
 
     `recipe.yaml`, all that the run was told; `clips.csv`, every clip with its split;
     `bad_videos.csv`; `checkpoints/`; `history.csv`, a row for each epoch; `tensorboard/`; `best/`,
-    with early stopping; `model/`, what `zoo.load` reads; `results.json` and `report.html`.
+    with early stopping; `model/`, what `zoo.load` reads; `results_SPLIT.json` and
+    `report.html`.
     """
 
     path: Path
@@ -78,27 +84,67 @@ class RunFolder:
             )
         return recipe.read(self.recipe)
 
+    def read_splits(self) -> dict[str, str]:
+        """The split that each clip of the run has, by name."""
+        with self.clips.open(newline="", encoding="utf-8") as file:
+            return {row["name"]: row["split"] for row in csv.DictReader(file)}
 
-def begin(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
-    """Makes the folder of a new run, or sees that a run can go on in it.
+
+@contextlib.contextmanager
+def claimed(folder: RunFolder) -> Iterator[None]:
+    """Meanwhile no other process may train in this folder, which is made.
+
+    Raises:
+        FileExistsError: another one does.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise FileExistsError(f"Another process is training in {folder.path}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
+    """Sees that a run can begin, or go on, in a folder.
 
     Raises:
         FileExistsError: a run is there, and it isn't asked to go on.
         ValueError: to go on, with a recipe that would end elsewhere; says what differs.
     """
-    if folder.started() and not resume:
+    if not folder.started():
+        return
+    if not resume:
         raise FileExistsError(
             f"There is a run in {folder.path} already: go on with it by --resume, or choose "
             "another folder"
         )
-    if folder.started():
-        changed = recipe.differences(folder.read_recipe(), wanted, ignore=recipe.HARMLESS)
-        if changed:
-            raise ValueError(
-                "To resume, the recipe must be the run's own; start a new run for another. "
-                f"Received: {'; '.join(changed)}"
-            )
-    folder.path.mkdir(parents=True, exist_ok=True)
+    changed = recipe.differences(folder.read_recipe(), wanted, ignore=recipe.HARMLESS)
+    if changed:
+        raise ValueError(
+            "To resume, the recipe must be the run's own; start a new run for another. "
+            f"Received: {'; '.join(changed)}"
+        )
+
+
+def keep(folder: RunFolder, wanted: Recipe, clips: ClipSet) -> None:
+    """Writes what the run is made of, from where on it has begun: its clips, then its recipe.
+
+    Raises:
+        ValueError: a run that goes on, with other clips or splits.
+    """
+    fresh = folder.clips.with_suffix(".new")
+    clips.to_csv(fresh)
+    if folder.started() and folder.clips.read_bytes() != fresh.read_bytes():
+        raise ValueError(
+            "To resume, the clips and their splits must be the run's own. "
+            f"Received: others than in {folder.clips}; compare it with {fresh}"
+        )
+    os.replace(fresh, folder.clips)
     recipe.write(wanted, folder.recipe)
 
 
