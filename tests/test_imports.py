@@ -36,7 +36,8 @@ ORDER = [
     "training.recipe_checks", "training.recipe", "training.runs", "training.checkpoint_files",
     "training.cluster", "training.distribution", "training.launch", "training.averaging",
     "training.state", "training.listening", "training.stopping", "training.objective",
-    "training.trainer", "training.concluding", "training.run", "training.again",
+    "training.trainer", "training.assembly", "training.concluding", "training.run",
+    "training.again",
     "cli.models", "cli.training", "cli.use", "cli.data", "cli", "cli.__main__",
 ]
 # fmt: on

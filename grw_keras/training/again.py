@@ -12,8 +12,8 @@ from grw_keras.evaluation.evaluating import evaluate
 from grw_keras.evaluation.results import Evaluation
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.training import concluding, listening
+from grw_keras.training.assembly import open_run_data
 from grw_keras.training.recipe import ModelPart, Recipe, override
-from grw_keras.training.run import open_run_data
 from grw_keras.training.runs import RunFolder
 
 
