@@ -1,6 +1,7 @@
 """Opening data: from folders, lists, records and TFDS to stores, and what is said of bad videos."""
 
 import csv
+import dataclasses
 import logging
 
 import numpy as np
@@ -65,6 +66,11 @@ def numbers(store) -> list[int]:
     return [video_files.number_of(store.read(i, np.array([0]))[0]) for i in range(len(store.clips))]
 
 
+def lost(found, split) -> list[tuple[str, int]]:
+    """A split's bad videos, and how many clips they take along."""
+    return [(bad.path.rpartition("/")[2], bad.clips) for bad in found.bad[split]]
+
+
 def reported(folder) -> list[tuple[str, str]]:
     with (folder / "bad_videos.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -91,7 +97,7 @@ def test_a_folder_gives_a_store_of_each_split(tree, tmp_path, cache):
     assert (found.stores["test"].fps, found.stores["test"].size) == (5, 16)
     assert found.stores["test"].available(0) == 3
     assert found.clips.splits() == {"train": 4, "test": 2}
-    assert (found.bad, reported(tmp_path / "run")) == ((), [])
+    assert (found.bad, reported(tmp_path / "run")) == ({"train": (), "test": ()}, [])
     assert steps[5] == ("opening videos", 6, 6)
     decoded = [("decoding train", n, 4) for n in (1, 2, 3, 4)]
     decoded += [("decoding test", n, 2) for n in (1, 2)]
@@ -106,6 +112,34 @@ def test_the_cache_is_memory_where_there_is_room(tree, tmp_path, monkeypatch, fr
     monkeypatch.setattr(opening, "_free_bytes", lambda: free)
     found = opened(tree, tmp_path, Choice(workers=0))
     assert [type(found.stores[split]) for split in ("train", "test")] == kinds
+
+
+@pytest.mark.parametrize(("sharing", "kind"), [(1, MemoryStore), (2, MemoryStore), (3, VideoStore)])
+def test_processes_of_one_machine_share_the_room(tree, tmp_path, monkeypatch, sharing, kind):
+    # Two clips of 3 frames of 16 px take 4,608 bytes; a quarter may be taken, by all together.
+    monkeypatch.setattr(opening, "_free_bytes", lambda: 4 * 2 * 4608)
+    choice = Choice(workers=0, sharing=sharing)
+    assert type(opened(tree, tmp_path, choice, only=["test"]).stores["test"]) is kind
+
+
+@pytest.mark.parametrize(
+    ("workers", "sharing", "each"),
+    [(None, 1, 8), (None, 2, 4), (None, 3, 2), (None, 9, 1), (5, 4, 5), (0, 4, 0)],
+)
+def test_processes_of_one_machine_share_its_cpus(
+    tree, tmp_path, monkeypatch, workers, sharing, each
+):
+    asked = []
+
+    def scan(clips, workers, *, f=opening.scan.scan, **options):
+        asked.append(workers)
+        return f(clips, 0, **options)
+
+    monkeypatch.setattr(opening, "default_workers", lambda: 8)
+    monkeypatch.setattr(opening.scan, "scan", scan)
+    opened(tree, tmp_path, Choice(workers=workers, sharing=sharing, cache="none"))
+    assert asked == [each]
+    assert opening.decoders(workers, sharing) == each
 
 
 def test_the_room_in_memory_is_known():
@@ -125,7 +159,8 @@ def test_only_the_splits_that_are_asked_for_are_looked_at(torn, tmp_path):
         (torn / f"train/bow/{name}.avi").write_bytes(b"")
     found = opened(torn, tmp_path / "run", only=["test"])
     assert list(found.stores) == ["test"]
-    assert reported(tmp_path / "run") == [("7.avi", found.bad[0].reason)]
+    assert reported(tmp_path / "run") == [("7.avi", found.bad["test"][0].reason)]
+    assert list(found.bad) == ["test"]
     assert found.clips.splits() == {"train": 6, "test": 1}
 
 
@@ -136,7 +171,10 @@ def test_bad_videos_are_left_out_counted_and_listed(torn, tmp_path, caplog):
     assert names(found.stores["test"]) == ["6.avi"]
     assert found.clips.splits() == {"train": 5, "test": 1}
     assert {name for name, _ in reported(tmp_path / "run")} == {"2.avi", "7.avi"}
-    assert len(found.bad) == 2
+    assert {split: lost(found, split) for split in found.bad} == {
+        "train": [("2.avi", 1)],
+        "test": [("7.avi", 1)],
+    }
     assert f"2 bad videos are left out: {tmp_path / 'run' / 'bad_videos.csv'}" in caplog.text
 
 
@@ -165,7 +203,10 @@ def test_videos_that_turn_out_bad_when_decoded_count_too(torn, tmp_path, monkeyp
         found = opened(torn, tmp_path / "run", choice)
         assert names(found.stores["train"]) == ["0.avi", "1.avi", "3.avi", "5.avi"]
         assert len(found.clips) == 5
-        assert [bad.clips for bad in found.bad] == [1, 1, 1]
+        assert {split: lost(found, split) for split in found.bad} == {
+            "train": [("2.avi", 1), ("4.avi", 1)],
+            "test": [("7.avi", 1)],
+        }
     assert reported(tmp_path / "run")[-1] == ("4.avi", "it is torn")
     assert len(reported(tmp_path / "run")) == 3
 
@@ -174,6 +215,7 @@ def test_a_split_of_bad_videos_alone_has_no_store(torn, tmp_path, caplog):
     (torn / "test/bow/6.avi").write_bytes(b"")
     found = opened(torn, tmp_path / "run")
     assert list(found.stores) == ["train"]
+    assert lost(found, "test") == [("6.avi", 1), ("7.avi", 1)]
     assert "No clip of test is left: all its videos are bad" in caplog.text
 
 
@@ -185,7 +227,63 @@ def test_a_part_that_is_empty_costs_the_others_of_its_video_nothing(tree, tmp_pa
     found = opened(tmp_path / "list.csv", tmp_path / "run")
     assert len(found.stores["train"].clips) == len(found.clips) == 2
     assert numbers(found.stores["train"]) == [0, 2]
-    assert len(found.bad) == 1
+    assert lost(found, "train") == [("a.avi", 1)]
+
+
+@pytest.mark.parametrize("when", ["opened", "decoded"])
+def test_a_bad_video_is_told_of_in_each_split_that_it_has_parts_in(
+    tree, tmp_path, monkeypatch, when
+):
+    torn, whole = tmp_path / "torn.avi", tree / "train/bow/b.avi"
+    torn.write_bytes((tree / "train/bow/a.avi").read_bytes() if when == "decoded" else b"no video")
+    rows = [
+        *[(torn, 0, 0.2, "train"), (torn, 0.2, 0.4, "test"), (torn, 0.4, 0.6, "test")],
+        *[(whole, 7, 8, "test"), (whole, 0, 0.2, "train"), (whole, 8, 9, "train")],
+        *[(whole, 0.2, 0.4, "test"), (whole, 5, 6, "test")],
+    ]
+    listed = "".join(f"{path},bow,{start},{end},{split}\n" for path, start, end, split in rows)
+    (tmp_path / "list.csv").write_text(f"path,label,start,end,split\n{listed}")
+
+    def fail(path, *rest, f=stores.read_frames):
+        if path == str(torn):
+            raise video.BadVideoError(path, "it is torn")
+        return f(path, *rest)
+
+    monkeypatch.setattr(stores, "read_frames", fail)
+    choice = Choice(workers=0, cache="memory", max_bad_share=1)
+    found = opened(tmp_path / "list.csv", tmp_path / "run", choice)
+    assert sorted(lost(found, "train")) == [("b.avi", 1), ("torn.avi", 1)]
+    assert sorted(lost(found, "test")) == [("b.avi", 1), ("b.avi", 1), ("torn.avi", 2)]
+    starts = {
+        split: [bad.reason.partition("starts at ")[2][:3] for bad in found.bad[split]]
+        for split in found.bad
+    }
+    assert {split: sorted(filter(None, each)) for split, each in starts.items()} == {
+        "train": ["8 s"],
+        "test": ["5 s", "7 s"],
+    }
+    # The report has the video once.
+    assert sorted(name for name, _ in reported(tmp_path / "run")) == [*["b.avi"] * 3, "torn.avi"]
+
+
+def test_videos_that_a_run_did_not_have_move_none_of_its_clips(tmp_path, caplog):
+    folder = tmp_path / "videos"
+    write_videos(folder, [f"bow/{n}.avi" for n in range(8)])
+    choice = Choice(workers=0, cache="none", holdout=0.25)
+    run = opened(folder, tmp_path / "run", choice).clips
+    known = {clip.name: clip.split for clip in run.clips}
+    trained, held = ({n for n, s in known.items() if s == split} for split in ("train", "test"))
+    assert (len(trained), len(held)) == (6, 2)
+    added = {f"bow/q{n}.avi" for n in range(3)}
+    write_videos(folder, sorted(added))
+    # The recipe alone would test on clips that were trained on, now that there are others.
+    afresh = opened(folder, tmp_path / "again", choice).stores["test"].clips.clips
+    assert trained & {clip.name for clip in afresh}
+    choice = dataclasses.replace(choice, known=known, test_regex="bow", group_regex="bow")
+    found = opened(folder, tmp_path / "again", choice)
+    assert {clip.name for clip in found.stores["test"].clips.clips} == held | added
+    assert {clip.name for clip in found.stores["train"].clips.clips} == trained
+    assert "3 of 11 clips were not in the run" in caplog.text
 
 
 def test_a_share_is_held_out_and_labels_are_in_the_models_order(tree, tmp_path):
@@ -251,7 +349,17 @@ def test_bad_videos_of_records_are_told(tmp_path):
     (tmp_path / "v" / "0.mkv").write_bytes(b"")
     folder = prepare(clips, tmp_path / "r", fps=5, size=8, workers=0, max_bad_share=0.5).folder
     found = opened(folder, tmp_path, size=8)
-    assert [bad.path for bad in found.bad] == [str(tmp_path / "v" / "0.mkv")]
+    assert {split: [bad.path for bad in told] for split, told in found.bad.items()} == {
+        "": [str(tmp_path / "v" / "0.mkv")]
+    }
+
+
+def test_records_keep_the_splits_of_a_run(records, tmp_path):
+    clips = opened(records, tmp_path).clips.clips
+    known = {clip.name: "validation" for clip in clips if clip.name.endswith(("a.avi", "e.avi"))}
+    found = opened(records, tmp_path, Choice(known=known, holdout=0.5))
+    assert names(found.stores["validation"]) == ["a.avi", "e.avi"]
+    assert numbers(found.stores["validation"]) == [0, 40]
 
 
 @pytest.mark.parametrize("given", [{"fps": 10}, {"size": 32}])
@@ -303,6 +411,7 @@ def test_a_tfds_data_set_is_made_into_records_at_the_rate_that_is_told(tmp_path,
     [
         (lambda: Choice(cache="ram"), "`cache` must be one of 'auto', .*Received: 'ram'"),
         (lambda: Choice(workers=-1), "`workers` must be None or >= 0. Received: -1"),
+        (lambda: Choice(sharing=0), "`sharing` must be >= 1. Received: 0"),
         (lambda: Choice(max_bad_share=5), r"`max_bad_share` must be in \[0, 1\]. Received: 5"),
         (
             lambda: open_data(".", Choice(), fps=5, size=8, folder=".", only=["valid"]),

@@ -277,6 +277,26 @@ def test_a_validation_row_holds_what_the_model_has(predictors, store):
             assert row["val_grw_order_accuracy"] == pytest.approx(wanted)
 
 
+def test_of_many_clips_a_row_measures_the_movement_of_some_from_first_to_last(
+    predictors, store, monkeypatch
+):
+    predictor = predictors["transformer"]
+    found = predictor.predict(store, sampling("pad"), 3, processes=0)
+    asked = []
+
+    def smoothness(z, mask, f=evaluating.metrics.smoothness):
+        asked.append((z, mask))
+        return f(z, mask)
+
+    monkeypatch.setattr(evaluating.metrics, "smoothness", smoothness)
+    for most, some in ((3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (256, [0, 1, 2, 3, 4])):
+        monkeypatch.setattr(evaluating, "MAX_MEASURED", most)
+        validation_row(predictor, store, sampling("pad"), 3, processes=0)
+        z, mask = asked.pop()
+        np.testing.assert_allclose(z, found.embeddings[some], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(mask, found.mask[some])
+
+
 @pytest.mark.slow
 def test_an_evaluation_is_what_its_answers_say(transformer):
     torn = NoiseStore(LENGTHS, size=37, bad=[3])

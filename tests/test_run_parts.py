@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 
 from grw_keras import cli, zoo
+from grw_keras.data import opening
 from grw_keras.data.opening import Opened
 from grw_keras.training import recipe, run, runs
+from grw_keras.training.cluster import Cluster
 from grw_keras.training.runs import RunFolder
 from tests.store_helpers import LABELS, ArrayStore
 from tests.zoo_helpers import random_clips
@@ -122,3 +124,11 @@ def test_tfds_data_takes_no_flags_of_videos(capsys):
     arguments = ["data", "prepare", "--data", "tfds:x", "--out", "o", "--holdout", "0.2"]
     assert cli.main(arguments) == 1
     assert "leave out --holdout" in capsys.readouterr().err
+
+
+def test_workers_of_a_machine_share_its_cpus(monkeypatch):
+    cluster = Cluster(("a:1", "b:1", "a:2", "a:3"), index=2)
+    assert cluster.on_this_machine == 3
+    monkeypatch.setattr("grw_keras.data.opening.default_workers", lambda: 8)
+    assert opening.decoders(None, cluster.on_this_machine) == 2
+    assert opening.decoders(5, cluster.on_this_machine) == 5

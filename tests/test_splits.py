@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grw_keras.data.clips import Clip, ClipSet
 from grw_keras.data.sources import from_folder
-from grw_keras.data.splits import assign
+from grw_keras.data.splits import assign, reassign
 
 
 def clip_set(*clips: Clip) -> ClipSet:
@@ -132,6 +132,47 @@ def test_parts_of_one_video_stay_together():
     assert len(set(held)) == 1
 
 
+PARTS = [Clip("v.mp4", "x", t, t + 1.0, group=f"g{t}") for t in range(2)]
+OTHERS = [Clip(f"{name}.mp4", "x", group=f"g{name}") for name in "abc"]
+
+
+def test_parts_with_groups_of_their_own_are_no_matter_without_a_choice_or_in_one_group():
+    assert assign(clip_set(*PARTS, *OTHERS)).splits() == {"train": 5}
+    assigned = assign(clip_set(*PARTS, *OTHERS), group_regex=r"^\w", test_regex="^[ab]")
+    assert assigned.splits() == {"train": 3, "test": 2}
+
+
+def test_test_regex_may_take_all_parts_of_a_video():
+    assigned = assign(clip_set(*PARTS, *OTHERS), test_regex="v.mp4", holdout=0.3)
+    assert assigned.splits() == {"train": 2, "validation": 1, "test": 2}
+    # A part whose split is given takes no part in this.
+    own = Clip("v.mp4", "x", 7.0, 8.0, split="train")
+    assert assign(clip_set(own, *PARTS), test_regex="@[01]").splits() == {"train": 1, "test": 2}
+
+
+def test_an_earlier_runs_splits_are_kept_and_what_it_had_not_is_no_training_clip(caplog):
+    clips = clip_set(
+        Clip("a", "x"),
+        Clip("b", "x", split="train"),
+        Clip("c", "x"),
+        Clip("new", "x"),
+        Clip("own", "x", split="validation"),
+    )
+    known = {"a": "train", "b": "test", "c": "validation", "gone": "train"}
+    with caplog.at_level(logging.WARNING, "grw_keras"):
+        found = reassign(clips, known)
+        assert [clip.split for clip in found.clips] == [
+            *("train", "test", "validation"),
+            *("test", "validation"),
+        ]
+        assert [record.message for record in caplog.records] == [
+            "2 of 5 clips were not in the run: those without a split are test clips"
+        ]
+        caplog.clear()
+        assert reassign(found, {clip.name: clip.split for clip in found.clips}) == found
+    assert not caplog.records
+
+
 SEQUENCES = [
     Clip(f"{label}/set{n // 10}_seq{n:02}.avi", label) for n in range(20) for label in "abc"
 ]
@@ -192,6 +233,32 @@ def test_a_group_that_is_too_large_for_its_share_is_not_all_there_is():
             [Clip("seq1_a", "x"), Clip("seq1_b", "x")],
             {"group_regex": "seq.", "test_regex": "b$"},
             "group 'seq1' with 'seq1_a' in train and 'seq1_b' in test",
+        ),
+        (
+            [*PARTS, *OTHERS],
+            {"holdout": 0.5},
+            r"Parts of one video must be of one group.*v\.mp4 with groups 'g0' and 'g1'",
+        ),
+        (
+            [PARTS[0], Clip("v.mp4", "x", 5.0, 6.0), *OTHERS],
+            {"holdout": 0.5},
+            r"v\.mp4 with groups 'g0' and ''",
+        ),
+        (
+            [*PARTS, *OTHERS],
+            {"group_regex": r"\w$", "holdout": 0.5},
+            r"v\.mp4 with groups '1' and '2'",
+        ),
+        (
+            [*PARTS, *OTHERS],
+            {"test_regex": "@1"},
+            r"take all parts of a video or none.*'@1', which is found in 'v\.mp4@1-2' but not in "
+            r"'v\.mp4@0-1', both of v\.mp4",
+        ),
+        (
+            [*PARTS, *OTHERS],
+            {"test_regex": "@0"},
+            r"found in 'v\.mp4@0-1' but not in 'v\.mp4@1-2'",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from grw_keras.data import stores
 from grw_keras.data.clips import Clip, ClipSet
 from grw_keras.data.record_store import RecordStore
 from grw_keras.data.records import prepare
+from grw_keras.data.samples import Loader, Sampling
 from grw_keras.data.scan import scan
 from grw_keras.data.stores import DiskStore, JoinedStore, MemoryStore, VideoStore, memory_bytes
 from tests import video_files
@@ -214,6 +215,21 @@ def test_clips_of_bad_videos_are_refused_with_the_way_to_leave_them_out(videos):
     infos = scan(videos.clips.subset([0, 2])).infos
     with pytest.raises(ValueError, match=r"Scan\.good.*none for 2 of 4, such as .*parts\.mp4"):
         VideoStore(videos.clips, infos, fps=5, size=32)
+
+
+def test_a_joined_store_reads_in_workers_without_the_list_of_its_clips():
+    store = ArrayStore([2, 3, 4])
+    joined = JoinedStore([store], store.clips.subset([2, 0]))
+    there = pickle.loads(pickle.dumps(joined))
+    assert not hasattr(there, "clips")
+    assert joined.clips == store.clips.subset([2, 0])
+    load = pickle.loads(pickle.dumps(Loader(joined, Sampling(frames=2, resolution=8))))
+    for index, clip in enumerate((2, 0)):
+        assert there.available(index) == store.available(clip)
+        np.testing.assert_array_equal(everything(there, index), everything(store, clip))
+        sample = load((0, index))
+        assert (sample.index, sample.label) == (index, {2: 0, 0: 0}[clip])
+        assert (sample.video[:, 0, 0, 0] == clip).all()
 
 
 def test_joined_stores_are_read_by_the_clips_names():

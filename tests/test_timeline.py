@@ -104,9 +104,11 @@ def test_a_model_that_streams_answers_after_every_frame(videos, streaming, monke
         (4, 3, [[0, 2, 0]], [0.2]),
     ],
 )
+@pytest.mark.parametrize("chunk", [1, 5, 7, 512])
 def test_other_models_answer_every_second_by_the_clip_that_ends_then(
-    tmp_path, count, frames, clips, times_s
+    tmp_path, monkeypatch, count, frames, clips, times_s, chunk
 ):
+    monkeypatch.setattr(timeline, "CHUNK_FRAMES", chunk)
     path = video_files.write(tmp_path / "v.mp4", frames=count, fps=10)
     model = NumberReader(frames)
     times, found = probabilities_over_time(model, path)
@@ -119,6 +121,27 @@ def test_other_models_answer_every_second_by_the_clip_that_ends_then(
         logits = reference(tf.constant(images[None] / np.float32(255)))
         np.testing.assert_allclose(row, tf.nn.softmax(logits[0]), rtol=1e-5)
     assert model.clips == reference.clips
+
+
+@pytest.mark.parametrize(("chunk", "wanted"), [(512, [22]), (20, [20, 2]), (11, [11, 11])])
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_video_is_opened_once_for_many_frames(
+    videos, streaming, monkeypatch, chunk, wanted, streams
+):
+    read = []
+
+    def counted(path, times_s, size):
+        read.extend(times_s)
+        opened.append(len(times_s))
+        return read_frames(path, times_s, size)
+
+    opened: list[int] = []
+    assert timeline.CHUNK_FRAMES == 512
+    monkeypatch.setattr(timeline, "CHUNK_FRAMES", chunk)
+    monkeypatch.setattr(timeline, "read_frames", counted)
+    probabilities_over_time(streaming if streams else NumberReader(8), videos["long"])
+    assert opened == wanted
+    np.testing.assert_allclose(read, np.arange(22) / 5)
 
 
 def shown(number: int, path) -> np.ndarray:

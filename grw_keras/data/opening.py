@@ -40,13 +40,17 @@ class Choice:
         annotations: Kinetics annotation files; then `data` is the folder of their clips.
         labels: the classes in a model's order, the data's among them; None: the data's own.
         holdout, group_regex, test_regex, seed: as of `splits.assign`.
+        known: an earlier run's split of each clip's name, to be kept: then the clips are split as
+            by `splits.reassign`, and the four above play no part.
         cache: `"memory"`, `"disk"`, `"none"`, or `"auto"`: memory if there is room, else none.
-        workers: processes that decode; None: one for each CPU; 0: this one.
+        workers: processes that decode; None: one for each CPU that `sharing` leaves; 0: this one.
+        sharing: processes that do the same on this machine, >= 1. Each takes its part of the CPUs
+            and of the memory for `cache="auto"`.
         max_bad_share: share of the opened splits' clips that may be lost to bad videos, in [0, 1].
         source_fps: frames a second of a TFDS data set that doesn't say.
 
     Raises:
-        ValueError: `cache`, `workers` or `max_bad_share` isn't as above.
+        ValueError: `cache`, `workers`, `sharing` or `max_bad_share` isn't as above.
     """
 
     annotations: Sequence[str | os.PathLike] = ()
@@ -55,14 +59,17 @@ class Choice:
     group_regex: str | None = None
     test_regex: str | None = None
     seed: int = 0
+    known: Mapping[str, str] | None = None
     cache: str = "auto"
     workers: int | None = None
+    sharing: int = 1
     max_bad_share: float = 0.05
     source_fps: float | None = None
 
     def __post_init__(self):
         self._require("cache", self.cache in CACHES, f"one of {', '.join(map(repr, CACHES))}")
         self._require("workers", self.workers is None or self.workers >= 0, "None or >= 0")
+        self._require("sharing", self.sharing >= 1, ">= 1")
         self._require("max_bad_share", 0 <= self.max_bad_share <= 1, "in [0, 1]")
 
     def _require(self, field: str, holds: bool, allowed: str) -> None:
@@ -77,15 +84,30 @@ class Opened:
     Attributes:
         clips: all clips, with their splits; of the splits that were opened, the usable ones.
         stores: of each opened split that has usable clips.
-        bad: videos that were left out, of all splits that were opened (of all, with records).
+        bad: videos that were left out, by opened split; one that several splits had parts of is
+            in each. Those of records, which don't tell their splits, are under "".
     """
 
     clips: ClipSet
     stores: Mapping[str, FrameStore]
-    bad: tuple[BadVideo, ...]
+    bad: Mapping[str, tuple[BadVideo, ...]]
+
+    def bad_of(self, split: str) -> tuple[BadVideo, ...]:
+        """What was left out of a split, and what may have been."""
+        return (*self.bad.get(split, ()), *self.bad.get("", ()))
 
 
 Progress = Callable[[str, int, int], None]
+
+
+def decoders(workers: int | None, sharing: int = 1) -> int:
+    """Processes that decode, for each of `sharing` that do the same on this machine.
+
+    Args:
+        workers: as asked for; None: all CPUs, shared, at least one each.
+        sharing: >= 1.
+    """
+    return max(1, default_workers() // sharing) if workers is None else workers
 
 
 def open_data(
@@ -146,20 +168,24 @@ def _open_videos(
     clips = sources.read(data, annotations=choice.annotations, labels=choice.labels)
     clips = _assign(clips, choice)
     wanted = clips.subset(i for i, clip in enumerate(clips.clips) if clip.split in only)
-    workers = default_workers() if choice.workers is None else choice.workers
+    workers = decoders(choice.workers, choice.sharing)
     found = scan.scan(
         wanted, workers, cache=folder / "scan.json", progress=_named(told, "opening videos")
     )
     report = folder / "bad_videos.csv"
     _check(found, choice, report)
     good = found.good(wanted)
+    bad = _bad_by_split(found, wanted)
+    torn: list[BadVideoError] = []
     stores: dict[str, FrameStore] = {}
     for split in good.splits():
         store: FrameStore = VideoStore(good.split(split), found.infos, fps=fps, size=size)
-        store = _cached(store, choice.cache, folder, workers, _named(told, f"decoding {split}"))
-        more = _summary(getattr(store, "bad", ()))
-        found = dataclasses.replace(found, bad=(*found.bad, *more))
+        store = _cached(store, choice, folder, workers, _named(told, f"decoding {split}"))
+        errors = getattr(store, "bad", ())
+        torn += errors
+        bad[split] += _summary(errors)
         stores[split] = store
+    found = dataclasses.replace(found, bad=(*found.bad, *_summary(torn)))
     _check(found, choice, report)
     if found.bad:
         log.warning("%d bad videos are left out: %s", len(found.bad), report)
@@ -171,7 +197,7 @@ def _open_videos(
     kept = (
         i for i, clip in enumerate(clips.clips) if clip.split not in only or clip.name in usable
     )
-    return Opened(clips=clips.subset(kept), stores=stores, bad=found.bad)
+    return Opened(clips=clips.subset(kept), stores=stores, bad=bad)
 
 
 def _check_splits(only: Sequence[str]) -> None:
@@ -186,6 +212,8 @@ def _check_splits(only: Sequence[str]) -> None:
 
 
 def _assign(clips: ClipSet, choice: Choice) -> ClipSet:
+    if choice.known is not None:
+        return splits.reassign(clips, choice.known)
     return splits.assign(
         clips,
         holdout=choice.holdout,
@@ -201,15 +229,31 @@ def _check(found: scan.Scan, choice: Choice, report: Path) -> None:
     found.check_share(choice.max_bad_share, report)
 
 
-def _summary(errors: Iterable[BadVideoError]) -> list[BadVideo]:
+def _bad_by_split(found: scan.Scan, clips: ClipSet) -> dict[str, tuple[BadVideo, ...]]:
+    """What each split of the scanned clips loses; the scan counts over all of them."""
+    good = {clip.name for clip in found.good(clips).clips}
+    reasons = {bad.path: bad.reason for bad in found.bad}
+    # A bad part of a good video has its own entry, in the clips' order.
+    parts = (bad.reason for bad in found.bad if bad.path in found.infos)
+    lost: dict[str, list[BadVideoError]] = {split: [] for split in clips.splits()}
+    for clip in clips.clips:
+        if clip.name not in good:
+            reason = next(parts) if clip.path in found.infos else reasons[clip.path]
+            lost[clip.split].append(BadVideoError(clip.path, reason))
+    return {split: _summary(errors) for split, errors in lost.items()}
+
+
+def _summary(errors: Iterable[BadVideoError]) -> tuple[BadVideo, ...]:
     """Each video once, with how many clips are lost by it."""
     counts = collections.Counter((error.path, error.reason) for error in errors)
-    return [BadVideo(path, reason, clips) for (path, reason), clips in counts.items()]
+    return tuple(BadVideo(path, reason, clips) for (path, reason), clips in counts.items())
 
 
-def _cached(store: FrameStore, cache: str, folder: Path, workers: int, progress) -> FrameStore:
+def _cached(store: FrameStore, choice: Choice, folder: Path, workers: int, progress) -> FrameStore:
+    cache = choice.cache
     if cache == "auto":
-        cache = "memory" if memory_bytes(store) <= MEMORY_SHARE * _free_bytes() else "none"
+        room = MEMORY_SHARE * _free_bytes() / choice.sharing
+        cache = "memory" if memory_bytes(store) <= room else "none"
     if cache == "memory":
         return MemoryStore(store, workers, progress)
     if cache == "disk":
@@ -250,4 +294,4 @@ def _open_records(
     stores = {
         split: JoinedStore(parts, clips.split(split)) for split in clips.splits() if split in only
     }
-    return Opened(clips=clips, stores=stores, bad=record_files.read_bad(data))
+    return Opened(clips=clips, stores=stores, bad={"": record_files.read_bad(data)})

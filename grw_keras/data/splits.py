@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from grw_keras.data.clips import Clip, ClipSet
 
@@ -27,8 +27,9 @@ def assign(
     Clips that have a split keep it. The others become "train", or "test" where `test_regex` is
     found in their name. Then `holdout` moves whole groups out of "train": "validation" where
     there is a "test" already, else "test". Each class gives its share as far as groups allow, and
-    keeps a training clip if it can. Parts of one video stay together. What is moved depends on
-    the clips and the seed, not on their order.
+    keeps a training clip if it can. Parts of one video stay together, so those of `holdout`'s
+    choice must be of one group, and `test_regex` must take all of them or none. What is moved
+    depends on the clips and the seed, not on their order.
 
     Args:
         clip_set: the clips.
@@ -40,7 +41,8 @@ def assign(
 
     Raises:
         ValueError: an argument out of range, a regular expression that is none or doesn't match,
-            a group in two splits, or nothing left on one side.
+            a group in two splits, parts of one video in two groups or only some of them to be
+            tested on, or nothing left on one side.
     """
     if holdout is not None and not 0 < holdout < 1:
         raise ValueError(
@@ -60,12 +62,39 @@ def assign(
                 f"Received: {holdout!r}"
             )
         training = [clip for clip in clips if clip.split == "train"]
+        _check_parts(training)
         held = {clip.name for clip in _set_aside(training, holdout, seed)}
         clips = [dataclasses.replace(c, split=aside) if c.name in held else c for c in clips]
     assigned = dataclasses.replace(clip_set, clips=tuple(clips))
     if holdout is not None or test_regex is not None:
         _check_training(assigned)
     return assigned
+
+
+def reassign(clip_set: ClipSet, known: Mapping[str, str]) -> ClipSet:
+    """The same clips, each in the split that an earlier run gave it.
+
+    Clips that the run did not have were not trained on: they keep their split, and are "test"
+    clips without one. So data may grow, and what was held out stays held out.
+
+    Args:
+        clip_set: the clips.
+        known: the run's split of each clip's name.
+
+    Raises:
+        ValueError: a split that is none.
+    """
+    strangers = sum(clip.name not in known for clip in clip_set.clips)
+    if strangers:
+        log.warning(
+            "%d of %d clips were not in the run: those without a split are test clips",
+            *(strangers, len(clip_set)),
+        )
+    clips = (
+        dataclasses.replace(clip, split=known.get(clip.name, clip.split or "test"))
+        for clip in clip_set.clips
+    )
+    return dataclasses.replace(clip_set, clips=tuple(clips))
 
 
 def _grouped(clips: Iterable[Clip], pattern: str) -> list[Clip]:
@@ -99,6 +128,7 @@ def _with_splits(clips: Sequence[Clip], pattern: str | None) -> list[Clip]:
                 "`test_regex` must be found in some clips' names. "
                 f"Received: {pattern!r}, with names such as {open_clips[0].name!r}"
             )
+        _check_whole(open_clips, tested, pattern)
     return [
         clip
         if clip.split
@@ -114,6 +144,31 @@ def _compiled(argument: str, pattern: str) -> re.Pattern[str]:
         raise ValueError(
             f"`{argument}` must be a regular expression: {error}. Received: {pattern!r}"
         ) from error
+
+
+def _check_whole(clips: Iterable[Clip], tested: Container[str], pattern: str) -> None:
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        other = first.setdefault(clip.path, clip)
+        if (other.name in tested) != (clip.name in tested):
+            found, without = (other, clip) if other.name in tested else (clip, other)
+            raise ValueError(
+                "`test_regex` must take all parts of a video or none. "
+                f"Received: {pattern!r}, which is found in {found.name!r} but not in "
+                f"{without.name!r}, both of {clip.path}"
+            )
+
+
+def _check_parts(clips: Iterable[Clip]) -> None:
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        other = first.setdefault(clip.path, clip)
+        if other.group != clip.group:
+            raise ValueError(
+                "Parts of one video must be of one group with `holdout`, for they stay together. "
+                "Give them one group, or splits of their own. "
+                f"Received: {clip.path} with groups {other.group!r} and {clip.group!r}"
+            )
 
 
 def _check_groups(clips: Iterable[Clip]) -> None:

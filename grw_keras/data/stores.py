@@ -184,6 +184,9 @@ class DiskStore:
 class JoinedStore:
     """Some clips of several stores, as one.
 
+    Pickled, as for a worker process, it reads as before but has no `clips`: a list of hundreds of
+    thousands would be sent to each worker, which goes by their numbers.
+
     Args:
         stores: of the same frame rate and size.
         clips: which of theirs, by name; labels, splits and groups are these clips'.
@@ -204,6 +207,9 @@ class JoinedStore:
         if strangers:
             raise ValueError(f"`clips` must be the stores'. Received: {strangers[0]!r}")
         self._places = [places[clip.name] for clip in clips.clips]
+
+    def __getstate__(self):
+        return {key: value for key, value in vars(self).items() if key != "clips"}
 
     def available(self, index: int) -> int:
         part, place = self._places[index]

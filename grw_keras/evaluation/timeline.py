@@ -1,7 +1,7 @@
 """What a model says of one video: of its centre clip, and as the video goes on."""
 
-import itertools
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -11,9 +11,11 @@ from grw_keras.data.sampling import clip_indices, grid_size
 from grw_keras.data.transforms import evaluation_clip
 from grw_keras.data.video import probe, read_frames
 from grw_keras.models.classifier import VideoClassifier
+from grw_keras.models.spec import ModelSpec
 
-# Frames decoded at once, so that long videos take little memory.
-CHUNK_FRAMES = 64
+# Frames decoded at once. Some formats can't be sought in: there each chunk decodes all that lies
+# before it, so few and long ones; at 256 px one takes 100 MB.
+CHUNK_FRAMES = 512
 # Seconds between two clips of a model that can't stream.
 STRIDE_S = 1.0
 
@@ -68,23 +70,31 @@ def probabilities_over_time(
 
 def _stream(model: VideoClassifier, path, count: int) -> tuple[np.ndarray, np.ndarray]:
     spec, session, answers = model.spec, model.to_streaming(), []
-    times_s = np.arange(count) / spec.fps
-    for start in range(0, count, CHUNK_FRAMES):
-        video = read_frames(path, times_s[start : start + CHUNK_FRAMES], spec.resize)
-        for frame in evaluation_clip(video, spec.resolution):
-            answers.append(session.step(frame))
-    return times_s, np.stack(answers)
+    for frames in _chunks(path, spec, count):
+        answers += [session.step(frame) for frame in frames]
+    return np.arange(count) / spec.fps, np.stack(answers)
 
 
 def _clips(model: VideoClassifier, path, count: int) -> tuple[np.ndarray, np.ndarray]:
     spec, answers = model.spec, []
     stride = max(1, round(STRIDE_S * spec.fps))
     ends = np.unique(np.append(np.arange(stride - 1, count, stride), count - 1))
-    last = np.empty([0, spec.resize, spec.resize, 3], np.uint8)
-    for before, end in itertools.pairwise([-1, *ends]):
-        new = read_frames(path, np.arange(before + 1, end + 1) / spec.fps, spec.resize)
-        last = np.concatenate([last, new])[-spec.frames :]
-        frames, _ = clip_indices(len(last), spec.frames)
-        logits = model(to_unit_range(evaluation_clip(last[frames], spec.resolution))[None])
-        answers.append(tf.nn.softmax(logits[0]).numpy())
+    held = np.empty([0, spec.resolution, spec.resolution, 3], np.uint8)
+    done = 0
+    for new in _chunks(path, spec, count):
+        held = np.concatenate([held[-spec.frames :], new])
+        before, done = done, done + len(new)
+        for end in ends[(ends >= before) & (ends < done)]:
+            last = held[: len(held) - (done - 1 - end)][-spec.frames :]
+            frames, _ = clip_indices(len(last), spec.frames)
+            logits = model(to_unit_range(last[frames])[None])
+            answers.append(tf.nn.softmax(logits[0]).numpy())
     return ends / spec.fps, np.stack(answers)
+
+
+def _chunks(path, spec: ModelSpec, count: int) -> Iterator[np.ndarray]:
+    """The grid's frames, cut as the model sees them, `CHUNK_FRAMES` at a time."""
+    times_s = np.arange(count) / spec.fps
+    for start in range(0, count, CHUNK_FRAMES):
+        frames = read_frames(path, times_s[start : start + CHUNK_FRAMES], spec.resize)
+        yield evaluation_clip(frames, spec.resolution)

@@ -103,7 +103,7 @@ def evaluate_again(
             history=history,
             data=str(data),
             command=command,
-            bad=opened.bad.get(split, ()),
+            bad=opened.bad_of(split),
             report=report,
         )
         if json_path is not None:
@@ -117,7 +117,7 @@ def evaluate_again(
         weights=str(path),
         command=command,
         processes=wanted.data.workers,
-        bad=opened.bad.get(split, ()),
+        bad=opened.bad_of(split),
     )
     if json_path is not None:
         results.write_json(Path(json_path), evaluation)

@@ -41,10 +41,11 @@ def open_run_data(
     annotations: Sequence[str | os.PathLike] = (),
     labels: Sequence[str] | None = None,
     known: Mapping[str, str] | None = None,
+    sharing: int = 1,
     only: Sequence[str] = ("train", "validation", "test"),
     chief: bool = True,
 ) -> Opened:
-    """The data of a run, split as its recipe says; `known`: splits that clips had before."""
+    """The data of a run, split as its recipe says; `known` and `sharing` as of `Choice`."""
     part = wanted.data
     choice = Choice(
         annotations=annotations,
@@ -58,6 +59,7 @@ def open_run_data(
         max_bad_share=part.max_bad_share,
         source_fps=part.source_fps,
         known=known,
+        sharing=sharing,
     )
     return open_data(
         data,

@@ -52,6 +52,12 @@ class Cluster:
                 f"`gpu_part` must be in [0, {self.gpu_parts}). Received: {self.gpu_part}"
             )
 
+    @property
+    def on_this_machine(self) -> int:
+        """Workers whose host is this one's, this one among them."""
+        hosts = [worker.rpartition(":")[0] for worker in self.workers]
+        return hosts.count(hosts[self.index])
+
     def tf_config(self) -> str:
         """The value of TF_CONFIG that `cluster_from_environment` reads back."""
         task = {"type": "worker", "index": self.index}

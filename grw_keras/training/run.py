@@ -11,13 +11,13 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras
 
-from grw_keras.data.opening import Opened
+from grw_keras.data.opening import Opened, decoders
 from grw_keras.evaluation import evaluating
 from grw_keras.evaluation.predictions import Predictor
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec
-from grw_keras.training import concluding, distribution, objective, runs
+from grw_keras.training import concluding, distribution, objective, recipe, runs
 from grw_keras.training.assembly import expected_spec, make_feed, make_model, open_run_data
 from grw_keras.training.listening import HistoryFile, Listener, TensorBoard, Terminal
 from grw_keras.training.recipe import Recipe
@@ -67,20 +67,23 @@ def train(
     strategy = _strategy(wanted, devices, cluster)
     share = distribution.share(strategy)
     chief = share.worker == 0
+    # Worker processes of one machine share its CPUs and memory.
+    sharing = 1 if cluster is None else cluster.on_this_machine
+    own = recipe.override(wanted, {"data.workers": decoders(wanted.data.workers, sharing)})
     with contextlib.ExitStack() as stack:
         if chief:
             stack.enter_context(runs.claimed(folder))
             runs.check(folder, wanted, resume=resume)
-        opened = _open(wanted, data, folder, share, annotations)
+        opened = _open(own, data, folder, share, annotations, sharing)
         with objective.precision(settings.precision), strategy.scope():
             model = make_model(wanted, opened.clips.labels)
         _check_fit(model.spec, expected_spec(wanted))
         if chief:
             runs.keep(folder, wanted, opened.clips)
-        feed = make_feed(wanted, model.spec, opened, strategy, on_bad=_warn)
+        feed = make_feed(own, model.spec, opened, strategy, on_bad=_warn)
         with strategy.scope():
             objective.compile_model(model, settings, feed.plan.steps(settings.epochs))
-        trainer, outcome = _run(wanted, model, feed, opened, folder, strategy, resume)
+        trainer, outcome = _run(own, model, feed, opened, folder, strategy, resume)
         if outcome.finished:
             _export(trainer, model, folder, chief)
             if chief:
@@ -117,12 +120,19 @@ def _open(
     folder: RunFolder,
     share: distribution.Share,
     annotations: Sequence[str | os.PathLike],
+    sharing: int,
 ) -> Opened:
     """The run's data; each worker but the first has a folder of its own for what it notes."""
     chief = share.worker == 0
-    own = folder.path if chief else folder.path / "workers" / str(share.worker)
-    spec = expected_spec(wanted)
-    opened = open_run_data(wanted, spec, data, own, annotations=annotations, chief=chief)
+    opened = open_run_data(
+        wanted,
+        expected_spec(wanted),
+        data,
+        folder.path if chief else folder.path / "workers" / str(share.worker),
+        annotations=annotations,
+        sharing=sharing,
+        chief=chief,
+    )
     if "train" not in opened.stores:
         raise ValueError(f"The data must have training clips. Received: {opened.clips.splits()}")
     if wanted.training.early_stopping_epochs is not None and "validation" not in opened.stores:
@@ -227,7 +237,7 @@ def _conclude(
         history=outcome.history,
         data=str(data),
         command=command,
-        bad=opened.bad.get(split, ()),
+        bad=opened.bad_of(split),
     )
     log.info("%s top-1 %.3f; report: %s", split, evaluation.top1, folder.report)
 
