@@ -110,9 +110,15 @@ def main(folder: Path) -> None:
         steps += 1
         if steps == 3 and own.worker == own.workers - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+    same = [
+        distribution.same_everywhere(strategy, text)
+        for text in ("equal", f"worker {own.worker}", "equal " * 9, f"{own.worker == 0}")
+    ]
     counts = [own.worker, own.workers, own.replicas, own.local_replicas]
     chief = distribution.is_chief(strategy)
-    np.savez(folder / f"{own.worker}.npz", share=counts, chief=chief, steps=steps, **values)
+    np.savez(
+        folder / f"{own.worker}.npz", share=counts, chief=chief, steps=steps, same=same, **values
+    )
     barrier(strategy)
     if own.worker == own.workers - 1:
         os._exit(3)

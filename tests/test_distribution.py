@@ -199,6 +199,7 @@ def test_named_devices_are_mirrored(two_replicas):
     assert share(made) == share(two_replicas) == Share(0, 1, 2, 2)
     assert distribution.agree(two_replicas, True)
     assert not distribution.agree(two_replicas, False)
+    assert distribution.same_everywhere(two_replicas, "any")
 
 
 @pytest.mark.parametrize("devices", [["CPU:0", "CPU:7"], ["CPU:0", "cpu:0"], []])
@@ -262,6 +263,37 @@ def test_two_processes_train_to_the_weights_of_one(alone, together):
 @pytest.mark.slow
 def test_workers_stop_at_the_same_step_when_one_gets_a_signal(together):
     assert [int(np.load(together[0] / f"{worker}.npz")["steps"]) for worker in (0, 1)] == [3, 3]
+
+
+@pytest.mark.slow
+def test_workers_know_alike_whether_they_have_the_same(together):
+    for worker in (0, 1):
+        same = np.load(together[0] / f"{worker}.npz")["same"]
+        assert same.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 16, 17, 100, 1000])
+def test_texts_are_compared_without_false_alarm(workers, monkeypatch):
+    """Of this many workers, by sums as exact as float32 makes them."""
+    texts = [f"clips {number}" for number in range(200)]
+
+    def found(others):
+        def total(strategy):
+            def add(value):
+                rest = np.float32(0)
+                for other in others(float(value)):
+                    rest = np.float32(rest + np.float32(other))
+                return rest
+
+            return add
+
+        monkeypatch.setattr(distribution, "share", lambda strategy: Share(0, workers, workers, 1))
+        monkeypatch.setattr(distribution, "agree", lambda strategy, flag: flag)
+        monkeypatch.setattr(distribution, "_sum_over_replicas", total)
+        return [distribution.same_everywhere(None, text) for text in texts]
+
+    assert all(found(lambda own: [own] * workers))
+    assert not any(found(lambda own: [own] * (workers - 1) + [own + 1]))
 
 
 @pytest.mark.slow

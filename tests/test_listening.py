@@ -1,9 +1,14 @@
 """What listeners say of a course of steps that a false clock times."""
 
+import errno
 import functools
+import resource
 import types
+from pathlib import Path
 
 import pytest
+import tensorflow as tf
+from safetensors import SafetensorError
 
 from grw_keras.training import listening
 from grw_keras.training.listening import HistoryFile, TensorBoard, Terminal, read_history
@@ -115,6 +120,58 @@ def test_a_resumed_history_is_the_uninterrupted_one(tmp_path):
     text = (tmp_path / "a.csv").read_text()
     assert text == (tmp_path / "b.csv").read_text()
     assert text.splitlines()[0] == "epoch,step,loss,grw_ordering,backbone_rate,val_top1"
+
+
+def test_a_resumed_history_has_the_rows_of_the_checkpoint_at_once(tmp_path):
+    """A kill between the last checkpoint and its row; nothing is left to train then."""
+    path = tmp_path / "history.csv"
+    HistoryFile(path, ROWS[1:])
+    assert read_history(path) == [pytest.approx(ROWS[1])]
+
+
+def test_a_full_disk_at_the_beginning_of_a_history_is_warned_of(tmp_path, monkeypatch, caplog):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        history = HistoryFile(tmp_path / "history.csv", ROWS[:1])
+        assert "No room for" in caplog.text
+    history.on_epoch(ROWS[1])
+    assert len(read_history(history.path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        *[(OSError(n, "x"), True) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)],
+        (SafetensorError("I/O error: No space left on device (os error 28)"), True),
+        (tf.errors.ResourceExhaustedError(None, None, "events; Disk quota exceeded"), True),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), False),
+        (OSError(errno.EIO, "No space left on device"), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_a_full_disk_is_known_by_number_or_text(error, full):
+    assert listening.is_disk_full(error) == full
+
+
+def test_tensorboard_without_room_is_warned_of(tmp_path, caplog):
+    """What TensorFlow raises is no OSError; a limit on the size of files makes it."""
+    board = TensorBoard(tmp_path)
+    listeners = listening.Listeners([board])
+    listeners.on_epoch(ROWS[0])
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, kept[1]))
+    try:
+        with pytest.raises(tf.errors.OutOfRangeError, match="File too large"):
+            board.on_epoch(ROWS[1])
+        listeners.on_epoch(ROWS[1])
+        listeners.on_epoch(ROWS[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    board.on_epoch(ROWS[1])
+    assert caplog.text.count("No room for what TensorBoard writes") == 1
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):

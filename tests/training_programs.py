@@ -49,10 +49,11 @@ SETTINGS = {
     "frozen_batch_norm": False,
     "deterministic": True,
 }
+EPOCH = ("_end_of_epoch", "_note_best", "_kept", "on_epoch", "_write", "validate")
 # What kills are aimed at: lines of these files, or of these functions.
 GROUPS = {
     "write": lambda code: code.co_filename == checkpoint_files.__file__,
-    "epoch": lambda code: code.co_name in ("_end_of_epoch", "_note_best", "on_epoch", "validate"),
+    "epoch": lambda code: code.co_name in EPOCH,
     "step": lambda code: code.co_filename == trainer.__file__,
 }
 
@@ -189,6 +190,29 @@ def everything(model, average=None):
         for group, values in groups.items()
         for place, value in enumerate(values)
     }
+
+
+class Notes:
+    """A listener that writes all down."""
+
+    def __init__(self, at_step=lambda step: None):
+        self.steps, self.losses, self.rows = [], [], []
+        self.at_step = at_step
+
+    def on_step(self, step, waited_s):
+        self.steps.append(step)
+        assert 0 <= waited_s < 60
+        self.at_step(step)
+
+    def on_loss(self, step, loss):
+        self.losses.append((step, loss))
+
+    def on_epoch(self, row):
+        self.rows.append(row)
+
+
+def checkpoint_steps(folder):
+    return sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
 
 
 class Pause:

@@ -30,7 +30,7 @@ ARRAYS, STATE = "arrays.safetensors", "state.json"
 _WRITING, _REMOVING = ".writing-", ".removing-"
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 # EFBIG: a limit on the size of files, as batch systems set it.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # folders of some network file systems
 # safetensors.numpy writes bfloat16 but does not read it, hence this table.
 _DTYPES: dict[str, np.dtype] = {
@@ -111,7 +111,7 @@ def write(
         _sync_folder(folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise _disk_full(error, folder, step, files) from error
         raise
     _remove_old(folder, keep, folder / name)

@@ -9,6 +9,7 @@ take a larger batch chooses a learning rate for that batch.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import operator
 import signal
 import threading
@@ -25,6 +26,7 @@ __all__ = [
     "barrier",
     "cluster_from_environment",
     "is_chief",
+    "same_everywhere",
     "share",
     "strategy",
 ]
@@ -150,7 +152,7 @@ def agree(strategy: tf.distribute.Strategy, flag: bool) -> bool:
     """
     if share(strategy).workers == 1:
         return bool(flag)
-    return float(_sum_over_workers(strategy)(tf.constant(float(bool(flag))))) > 0
+    return float(_sum_over_replicas(strategy)(tf.constant(float(bool(flag))))) > 0
 
 
 def barrier(strategy: tf.distribute.Strategy) -> None:
@@ -162,8 +164,29 @@ def barrier(strategy: tf.distribute.Strategy) -> None:
     agree(strategy, False)
 
 
+def same_everywhere(strategy: tf.distribute.Strategy, text: str) -> bool:
+    """True on every worker if all have the same `text`; False on every worker otherwise.
+
+    All workers must call it at the same point. Checksums are compared by their sum over the
+    replicas, for sums are what all strategies can do, in float32, which holds integers of 24 bits.
+    So a checksum has 20 bits, whose sum is exact for up to 16 replicas, and a bit less for each
+    doubling beyond; one difference in a million goes unseen, and none is seen where none is.
+
+    Raises:
+        tf.errors.UnavailableError: another worker has died, some ten seconds ago.
+    """
+    own = share(strategy)
+    if own.workers == 1:
+        return True
+    bits = min(20, 24 - (own.replicas - 1).bit_length())
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> (32 - bits)
+    total = float(_sum_over_replicas(strategy)(tf.constant(float(number))))
+    # Those that have the mean of others' numbers see no difference themselves: the others tell.
+    return not agree(strategy, total != own.replicas * number)
+
+
 @functools.cache
-def _sum_over_workers(strategy: tf.distribute.Strategy):
+def _sum_over_replicas(strategy: tf.distribute.Strategy):
     """A compiled sum: workers pair their collectives by the order in which they are traced."""
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.float32)])

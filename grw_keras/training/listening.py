@@ -2,19 +2,25 @@
 
 import csv
 import io
+import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from grw_keras.training.checkpoint_files import DISK_FULL
+
+log = logging.getLogger("grw_keras")
+
 Row = Mapping[str, float]
 # Seconds between two lines of progress where the output is no terminal.
 LINE_EVERY_S = 30.0
+# EFBIG: a limit on the size of files, as batch systems set it.
 
 
 class Listener(Protocol):
@@ -34,6 +40,50 @@ class Listener(Protocol):
     def on_epoch(self, row: Row) -> None:
         """After an epoch, with its numbers."""
         ...
+
+
+class Listeners:
+    """Several listeners as one; a disk too full for one of them is warned of, once for each.
+
+    Args:
+        members: told in this order; others may join them later.
+    """
+
+    def __init__(self, members: Sequence[Listener]):
+        self._members = members
+        self._warned: set[int] = set()
+
+    def on_step(self, step: int, waited_s: float) -> None:
+        self._tell(lambda member: member.on_step(step, waited_s))
+
+    def on_loss(self, step: int, loss: float) -> None:
+        self._tell(lambda member: member.on_loss(step, loss))
+
+    def on_epoch(self, row: Row) -> None:
+        self._tell(lambda member: member.on_epoch(row))
+
+    def _tell(self, tell: Callable[[Listener], None]) -> None:
+        for member in self._members:
+            try:
+                tell(member)
+            except Exception as error:
+                if not is_disk_full(error):
+                    raise
+                if id(member) not in self._warned:
+                    self._warned.add(id(member))
+                    name = type(member).__name__
+                    log.warning("No room for what %s writes: %s. Training goes on", name, error)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether something could not be written for want of room.
+
+    What TensorFlow and safetensors raise then is no `OSError` and has no number, but it quotes the
+    system's text.
+    """
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return any(os.strerror(number) in str(error) for number in DISK_FULL)
 
 
 class Terminal:
@@ -117,12 +167,20 @@ class HistoryFile:
 
     Args:
         path: of the file.
-        rows: of epochs before a resume.
+        rows: of epochs before a resume; written at once, for the run may have been killed between
+            a checkpoint and its row.
     """
 
     def __init__(self, path, rows: Sequence[Row] = ()):
         self.path = Path(path)
         self._rows = list(rows)
+        if self._rows:
+            try:
+                self._write()
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                log.warning("No room for %s: %s. Training goes on", self.path, error)
 
     def on_step(self, step: int, waited_s: float) -> None:
         """Steps are not written."""
@@ -132,6 +190,9 @@ class HistoryFile:
 
     def on_epoch(self, row: Row) -> None:
         self._rows.append(row)
+        self._write()
+
+    def _write(self) -> None:
         fields = list(dict.fromkeys(name for row in self._rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, fields, lineterminator="\n")

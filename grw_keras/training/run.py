@@ -209,7 +209,10 @@ def _save(model: VideoClassifier, folder: Path, chief: bool) -> None:
     """Writes the model; all workers read it, for that may need all, and the first one writes."""
     tensors = pretrained.weights_of(model)
     if chief:
-        pretrained.save_pretrained(model, folder, tensors)
+        fresh = folder.with_name(f"{folder.name}.new")
+        pretrained.save_pretrained(model, fresh, tensors)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
 
 
 def _export(trainer: Trainer, model: VideoClassifier, folder: RunFolder, chief: bool) -> None:

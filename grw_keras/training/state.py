@@ -1,5 +1,6 @@
 """Everything of a training that changes, as arrays by name: what a checkpoint holds."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -73,12 +74,26 @@ def restore(named: Mapping[str, tf.Variable], arrays: Mapping[str, np.ndarray]) 
         variable.assign(arrays[name])
 
 
+def of_model(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the names that are the model's own."""
+    return {name: value for name, value in named.items() if name.startswith("model/")}
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """A checksum of names, types, shapes and bits."""
+    total = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
 def is_finite(arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether the model's own arrays, of all that were captured, hold no NaN or infinity."""
     return all(
         np.isfinite(array).all()
-        for name, array in arrays.items()
-        if name.startswith("model/") and np.issubdtype(array.dtype, np.floating)
+        for array in of_model(arrays).values()
+        if np.issubdtype(array.dtype, np.floating)
     )
 
 

@@ -5,10 +5,11 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -16,8 +17,8 @@ from grw_keras.data.samples import Plan
 from grw_keras.training import checkpoint_files, state
 from grw_keras.training.averaging import Average
 from grw_keras.training.checkpoint_files import DiskFullError
-from grw_keras.training.distribution import agree, is_chief
-from grw_keras.training.listening import Listener
+from grw_keras.training.distribution import agree, is_chief, same_everywhere
+from grw_keras.training.listening import Listener, Listeners, is_disk_full
 from grw_keras.training.recipe import TrainingPart
 
 log = logging.getLogger("grw_keras")
@@ -55,7 +56,8 @@ class Outcome:
         step: steps done.
         history: one row for each epoch.
         finished: False: stopped by a signal, and to be resumed.
-        best_epoch: the epoch whose weights were chosen, with early stopping; else None.
+        best_epoch: the epoch whose weights were chosen, with early stopping; else None, as where
+            the disk was too full to keep any.
     """
 
     step: int = 0
@@ -109,7 +111,7 @@ class Trainer:
         self.strategy = strategy
         self.identity = identity
         self.validate, self.keep_best = validate, keep_best
-        self.listeners, self.stop = listeners, stop
+        self.listeners, self.stop = Listeners(listeners), stop
         self.steps = feed.plan.steps(settings.epochs)
         with strategy.scope():
             state.build(model, (1, model.spec.num_classes))
@@ -120,6 +122,8 @@ class Trainer:
         self._variables = state.variables(model, self.average)
         self.outcome = Outcome()
         self._losses: list[tf.Tensor] = []
+        self._sound_at = 0  # steps after which the weights were last seen to be finite
+        self._resumed = ""
 
     def run(self) -> Outcome:
         """Trains to the end, or until `stop`.
@@ -127,10 +131,14 @@ class Trainer:
         Raises:
             NonFiniteLossError: a loss or weights that are NaN or infinite; seen `LOSSES_AT_ONCE`
                 steps later at most, and before any checkpoint is written.
-            DiskFullError: no room for the last checkpoint (earlier ones are only warned of).
+            DiskFullError: no room for the last checkpoint (earlier ones are only warned of, and
+                so is what listeners and `keep_best` have no room for).
+            ValueError: workers that would begin elsewhere or read other clips; on all of them.
         """
+        self._check_workers()
         outcome = self.outcome
-        iterator = iter(self.feed.batches(outcome.step))
+        with self.strategy.scope():  # what takes the current strategy then takes this one
+            iterator = iter(self.feed.batches(outcome.step))
         saved_s = time.monotonic()
         step_function: Callable[[Any], tf.Tensor] = self._compiled_step()
         frozen = False
@@ -148,12 +156,13 @@ class Trainer:
             outcome.step = step + 1
             if len(self._losses) == LOSSES_AT_ONCE:
                 self._check_losses()
-            for listener in self.listeners:
-                listener.on_step(outcome.step, waited_s)
-            ended = self._end_of_epoch()
-            if self._agreed(ended or self.stop() or self._due(saved_s)):
+            self.listeners.on_step(outcome.step, waited_s)
+            row = self._end_of_epoch()
+            if self._agreed(row is not None or self.stop() or self._due(saved_s)):
                 self._save()
                 saved_s = time.monotonic()
+                if row is not None:  # after the checkpoint, which matters more on a full disk
+                    self.listeners.on_epoch(row)
                 if self._agreed(self.stop()) and outcome.step < self.steps:
                     return outcome
         outcome.finished = True
@@ -193,36 +202,67 @@ class Trainer:
         losses, self._losses = [float(loss) for loss in self._losses], []
         for step, loss in enumerate(losses, first):
             if not math.isfinite(loss):
-                raise self._non_finite(f"The loss is {loss}", step)
-        for listener in self.listeners if losses else ():
-            listener.on_loss(self.outcome.step, losses[-1])
+                raise self._non_finite(f"The loss is {loss}", step, or_before=step > self._sound_at)
+        if losses:
+            self.listeners.on_loss(self.outcome.step, losses[-1])
 
-    def _non_finite(self, what: str, step: int) -> NonFiniteLossError:
-        names = [self.feed.names[index] for _, index in self.feed.plan.step(step)]
+    def _check_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """A NaN gradient where the loss is finite: the next loss would have told of it."""
+        if not state.is_finite(arrays):
+            raise self._non_finite("The weights became NaN or infinite", self.outcome.step - 1)
+        self._sound_at = self.outcome.step
+
+    def _non_finite(self, what: str, step: int, *, or_before: bool = False) -> NonFiniteLossError:
+        before = (
+            f"If they are good, the gradient of step {step} was not finite, though its loss was, "
+            f"and spoiled the weights. Clips of step {step}: {self._clips(step - 1)}. "
+            if or_before
+            else ""
+        )
         return NonFiniteLossError(
-            f"{what} in step {step + 1}. Its clips: {', '.join(names)}. Look at them; or lower the "
-            "learning rates, or set training.clip_norm. The last checkpoint is from before"
+            f"{what} in step {step + 1}. Its clips: {self._clips(step)}. {before}Look at them; or "
+            "lower the learning rates, or set training.clip_norm. The last checkpoint is from "
+            "before"
         )
 
-    def _end_of_epoch(self) -> bool:
-        """Whether an epoch ended with this step; if so, writes its row."""
+    def _clips(self, step: int) -> str:
+        return ", ".join(self.feed.names[index] for _, index in self.feed.plan.step(step))
+
+    def _check_workers(self) -> None:
+        """One that began elsewhere would train on, and all that is reduced would be wrong."""
+        shared = "the run's folder must be shared by all workers"
+        alike = "all workers must read the same clips, in the same order"
+        step, steps, count = self.outcome.step, self.steps, len(self.feed.names)
+        for text, rule, received in (
+            (str(step), shared, f"step {step} to go on from"),
+            (self._resumed, shared, f"a checkpoint of step {step} of other contents"),
+            ("\n".join(self.feed.names), alike, f"{count} clips, others than another worker's"),
+            (str(steps), "all workers must be given the same recipe", f"{steps} steps to train"),
+        ):
+            if not same_everywhere(self.strategy, text):
+                raise ValueError(
+                    f"To train together, {rule}. Received: on this worker {received}, and not so "
+                    "on another"
+                )
+
+    def _end_of_epoch(self) -> Row | None:
+        """The row of the epoch that ended with this step, if one did."""
         outcome = self.outcome
         epoch = self._epochs_done()
         if epoch == self._epochs_told():
-            return False
+            return None
         self._check_losses()
         row: Row = {"epoch": epoch, "step": outcome.step}
         row |= {metric.name: float(metric.result()) for metric in self.model.metrics}
         row |= self._rates()
         if self.validate is not None and self._is_validated(epoch):
+            self._check_weights(state.capture(state.of_model(self._variables)))
             with self.exported():
                 row |= self.validate()
-                self._note_best(row, outcome.history)
+                self._note_best(row)
         outcome.history.append(row)
         self.model.reset_metrics()
-        for listener in self.listeners:
-            listener.on_epoch(row)
-        return True
+        return row
 
     def _epochs_told(self) -> int:
         return int(self.outcome.history[-1]["epoch"]) if self.outcome.history else 0
@@ -239,21 +279,35 @@ class Trainer:
         last = self.outcome.step == self.steps
         return last or epoch % self.settings.validate_every_epochs == 0
 
-    def _note_best(self, row: Row, history: list[Row]) -> None:
+    def _note_best(self, row: Row) -> None:
+        """Before the checkpoint that tells of it: after a kill between them, it is done again."""
         if self.settings.early_stopping_epochs is None:
             return
-        best = max((old["val_top1"] for old in history if "val_top1" in old), default=-math.inf)
-        if row["val_top1"] > best:
+        kept = [old for old in self.outcome.history if old["epoch"] == self.outcome.best_epoch]
+        if (not kept or row["val_top1"] > kept[0]["val_top1"]) and self._kept(int(row["epoch"])):
             self.outcome.best_epoch = int(row["epoch"])
+
+    def _kept(self, epoch: int) -> bool:
+        """Whether there was room for the weights; the same on all workers, though one writes."""
+        full = False
+        try:
             if self.keep_best is not None:
                 self.keep_best()
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            full = True
+            log.warning("No room for the weights of epoch %d, the best: %s", epoch, error)
+        return not self._agreed(full)
 
     def _exhausted(self) -> bool:
         """Whether early stopping has lost its patience; only a validation can tell."""
-        patience, best = self.settings.early_stopping_epochs, self.outcome.best_epoch
-        if patience is None or best is None or "val_top1" not in self.outcome.history[-1]:
+        patience, history = self.settings.early_stopping_epochs, self.outcome.history
+        if patience is None or not history or "val_top1" not in history[-1]:
             return False
-        return self._epochs_told() - best >= patience
+        validated = [row for row in history if "val_top1" in row]
+        best = max(validated, key=lambda row: row["val_top1"])  # the first of equals
+        return self._epochs_told() - best["epoch"] >= patience
 
     def _rates(self) -> Row:
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
@@ -272,8 +326,7 @@ class Trainer:
         self._check_losses()
         arrays = state.capture(self._variables)  # by all workers: reading may be a collective
         outcome = self.outcome
-        if not state.is_finite(arrays):  # a NaN gradient, which the next loss would have told of
-            raise self._non_finite("The weights became NaN or infinite", outcome.step - 1)
+        self._check_weights(arrays)
         if not is_chief(self.strategy):
             return
         contents = {
@@ -310,7 +363,8 @@ class Trainer:
                 f"another folder, for anything else. Received: {'; '.join(shown)}"
             )
         state.restore(self._variables, checkpoint.arrays)
-        self.outcome.step = checkpoint.step
+        self.outcome.step = self._sound_at = checkpoint.step
+        self._resumed = state.digest(checkpoint.arrays)
         self.outcome.history = checkpoint.state["history"]
         self.outcome.best_epoch = checkpoint.state["best_epoch"]
         log.info("Resumed at step %d of %d", checkpoint.step, self.steps)
