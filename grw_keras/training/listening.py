@@ -20,7 +20,6 @@ log = logging.getLogger("grw_keras")
 Row = Mapping[str, float]
 # Seconds between two lines of progress where the output is no terminal.
 LINE_EVERY_S = 30.0
-# EFBIG: a limit on the size of files, as batch systems set it.
 
 
 class Listener(Protocol):
