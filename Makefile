@@ -4,6 +4,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # Two workers; tests that share what is dear to make are marked as a group for one of them.
 PYTEST := $(PY) -m pytest -n 2 --dist loadgroup
+# By path, so that beside a checkout named grw_keras its folder is not taken for the package.
+EDITABLE := --config-settings editable_mode=compat
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test test-fast test-all lint bench constraints
@@ -42,9 +44,9 @@ constraints: $(READY)
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv -q --seed --allow-existing $(VENV) && \
-	  uv pip install -q -p $(PY) -c constraints.txt -e ".[test,lint]"; \
+	  uv pip install -q -p $(PY) -c constraints.txt $(EDITABLE) -e ".[test,lint]"; \
 	else \
 	  python3 -m venv $(VENV) && \
-	  $(PY) -m pip install -q -c constraints.txt -e ".[test,lint]"; \
+	  $(PY) -m pip install -q -c constraints.txt $(EDITABLE) -e ".[test,lint]"; \
 	fi
 	@touch $@

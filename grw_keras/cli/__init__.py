@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,9 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[..., int | None] = options.pop("run")
     if options.pop("wants_arguments", False):
         options["arguments"] = arguments
+    # TensorFlow tells of missing GPUs and ended data sets as of errors; what fails raises anyhow.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _told():
         try:
             return run(**options) or 0
+        except KeyboardInterrupt:
+            print("grw-keras: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
         except Exception as error:
             reason = _reason(error)
             if reason is None or os.environ.get("GRW_KERAS_TRACEBACK"):

@@ -115,4 +115,5 @@ def _launch(workers: int, arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--local-workers")
     _, rest = parser.parse_known_args(arguments)
-    return launch_local(workers, [sys.executable, "-m", "grw_keras.cli", *rest])
+    # -P: a folder of the package's name where it starts, such as a checkout, is not the package.
+    return launch_local(workers, [sys.executable, "-P", "-m", "grw_keras.cli", *rest])

@@ -16,7 +16,7 @@ def add_commands(commands) -> None:
     )
     evaluation.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
     evaluation.add_argument("--data", required=True, help="folder, .csv list or prepared records")
-    evaluation.add_argument("--split", default="test", help="train, validation or test")
+    evaluation.add_argument("--split", default="test", choices=["train", "validation", "test"])
     evaluation.add_argument(
         "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
     )

@@ -156,6 +156,11 @@ def _run(
     """Trains, with whoever is to be told of it."""
     settings, chief = wanted.training, distribution.is_chief(strategy)
     monitored = next((s for s in ("validation", "test") if s in opened.stores), None)
+    if monitored == "test" and chief:
+        log.warning(
+            "No clips are set aside for validation: the val_ numbers are of the test clips. With "
+            "test clips of their own, --holdout sets aside others"
+        )
     terminal = Terminal(feed.plan.steps(settings.epochs), settings.batch_size)
     listeners: list[Listener] = [terminal] if chief else []
     with stop_signals() as stop, terminal if chief else contextlib.nullcontext():
@@ -179,6 +184,8 @@ def _run(
                 TensorBoard(folder.tensorboard),
             ]
             terminal.begin_at(trainer.outcome.step)
+            if trainer.outcome.step == trainer.steps:
+                log.info("All %d steps are done: only the evaluation is left", trainer.steps)
         return trainer, trainer.run()
 
 
@@ -232,6 +239,7 @@ def _conclude(
     if split is None:
         log.warning("No test or validation clips: nothing was evaluated. See --holdout")
         return
+    log.info("Evaluating %d %s clips", len(opened.stores[split].clips), split)
     evaluation = concluding.conclude(
         folder,
         wanted,
