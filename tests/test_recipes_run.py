@@ -144,10 +144,10 @@ def dry_run(wanted: Recipe, folder: Path) -> DryRun:
     clips = ClipSet(tuple(Clip(f"{n}.mp4", label) for n, label in names), LABELS)
     store = MadeUp(clips, spec.frames + SPARE_FRAMES, fps=spec.fps, size=spec.resize)
     strategy = distribution.strategy()
-    opened = Opened(clips=clips, stores={"train": MemoryStore(store, 0)}, bad=())
+    opened = Opened(clips=clips, stores={"train": MemoryStore(store, 0)}, bad={})
     with objective.precision(wanted.training.precision), strategy.scope():
         model = run.make_model(wanted, LABELS)
-    feed = run.make_feed(wanted, model.spec, opened, distribution.share(strategy))
+    feed = run.make_feed(wanted, model.spec, opened, strategy)
     with strategy.scope():
         objective.compile_model(model, wanted.training, feed.plan.steps(wanted.training.epochs))
     weights = Weights(model)

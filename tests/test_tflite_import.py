@@ -237,25 +237,20 @@ def convert(model, size, folder, stored):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("model_id", "fields", "stored", "tolerance"),
     [
         ("a0", STREAM, "float32", 1e-4),
-        *(
-            pytest.param(*case, marks=pytest.mark.exhaustive)
-            for case in [
-                ("a0", STREAM, "float16", 0.01),
-                ("a0", STREAM, "int8", 0.1),
-                ("a0", {**STREAM, "gating_activation": "hard_sigmoid_keras2"}, "float32", 1e-4),
-                ("a0", {**STREAM, "gating_activation": "sigmoid"}, "float32", 1e-4),
-                ("a0", MOBILE, "float32", 1e-4),
-                ("a1", STREAM, "float32", 1e-4),
-                ("a1", MOBILE, "float32", 1e-4),
-                ("a2", STREAM, "float32", 1e-4),
-                ("a2", MOBILE, "float32", 1e-4),
-            ]
-        ),
+        ("a0", STREAM, "float16", 0.01),
+        ("a0", STREAM, "int8", 0.1),
+        ("a0", {**STREAM, "gating_activation": "hard_sigmoid_keras2"}, "float32", 1e-4),
+        ("a0", {**STREAM, "gating_activation": "sigmoid"}, "float32", 1e-4),
+        ("a0", MOBILE, "float32", 1e-4),
+        ("a1", STREAM, "float32", 1e-4),
+        ("a1", MOBILE, "float32", 1e-4),
+        ("a2", STREAM, "float32", 1e-4),
+        ("a2", MOBILE, "float32", 1e-4),
     ],
 )
 def test_converted_model_comes_back(tmp_path, model_id, fields, stored, tolerance):

@@ -23,9 +23,9 @@ MODELS_TABLE = Path(__file__).parent / "results" / "models.csv"
 # One model for each family and placement.
 SAMPLE = [
     *(f"movinet_a0_stream{variant}" for variant in ("", "_grw", "_intermediate", "_attention")),
-    *(f"movinet_a0{variant}" for variant in ("", "_grw", "_intermediate", "_attention")),
+    *(f"movinet_a0{variant}" for variant in ("", "_grw")),
     "movinet_a0_stream_relu6_grw",
-    *(f"mobilenet_v3_small{v}" for v in ("", "_tsm", "_grw", "_intermediate", "_attention")),
+    *(f"mobilenet_v3_small{v}" for v in ("", "_tsm", "_grw", "_intermediate")),
 ]
 
 
@@ -118,6 +118,7 @@ def test_validation_between_steps_is_of_the_cross_entropy_alone(name):
 def test_fit_and_evaluate_take_a_dataset():
     model = zoo.load("mobilenet_v3_small_grw", weights=None, num_classes=4)
     data = tf.data.Dataset.from_tensor_slices((random_clips(4, FRAMES), tf.range(4))).batch(2)
+    cross_entropy = float(model.loss(tf.range(4), model(random_clips(4, FRAMES))))
     before = model.evaluate(data, verbose=0, return_dict=True)
     history = model.fit(data, epochs=3, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
@@ -130,7 +131,7 @@ def test_fit_and_evaluate_take_a_dataset():
     short = model.evaluate(clips[:, :3], tf.range(4), verbose=0, return_dict=True)
     assert np.isfinite(short["loss"])
     assert np.isnan(short["grw_ordering"])
-    assert before["loss"] == pytest.approx(np.log(4), rel=0.5)
+    assert before["loss"] == pytest.approx(cross_entropy, rel=1e-3)
 
 
 @pytest.mark.exhaustive
