@@ -195,7 +195,8 @@ def test_labels_out_of_range_are_refused():
 
 
 def test_embeddings_that_do_not_move_can_be_drawn():
-    figures.png(trajectories.trajectories(np.ones((2, 3, 4)), np.array([0, 1]), ["a", "b"]))
+    picture = trajectories.trajectories(np.ones((2, 3, 4)), np.array([0, 1]), ["a", "b"])
+    assert figures.png(picture).startswith(b"\x89PNG")
 
 
 def figures_with(names):
