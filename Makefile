@@ -44,9 +44,9 @@ constraints: $(READY)
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv -q --seed --allow-existing $(VENV) && \
-	  uv pip install -q -p $(PY) -c constraints.txt $(EDITABLE) -e ".[test,lint]"; \
+	  uv pip install -q -p $(PY) -c constraints.txt $(EDITABLE) -e ".[edge,test,lint]"; \
 	else \
 	  python3 -m venv $(VENV) && \
-	  $(PY) -m pip install -q -c constraints.txt $(EDITABLE) -e ".[test,lint]"; \
+	  $(PY) -m pip install -q -c constraints.txt $(EDITABLE) -e ".[edge,test,lint]"; \
 	fi
 	@touch $@

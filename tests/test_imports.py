@@ -13,9 +13,11 @@ PACKAGE = Path(grw_keras.__file__).parent
 # Each module may import those to its left.
 # fmt: off
 ORDER = [
+    "lite",  # first: it is copied to machines that have nothing else of the package
     "orderings", "backend", "losses", "normalization", "layer", "regularizer", "proof", "graph",
     "attachment", "strict_yaml", "models.names", "models.spec", "models.randomness",
-    "models.conv3d", "models.movinet", "models.mobilenet", "models.head", "models.optimizer",
+    "models.conv3d", "models.movinet", "models.mobilenet", "models.head", "models.causal_head",
+    "models.optimizer",
     "models.streaming", "models.pretrained", "models.accumulation", "models.classifier",
     "zoo.cache", "zoo.transfer", "zoo.download", "zoo.manifest", "zoo.registry", "zoo.tables",
     "zoo.batch_norm", "zoo.importers", "zoo.importers.conv_forms", "zoo.importers.object_graph",
@@ -46,7 +48,7 @@ HEAVY = {"tensorflow", "tf_keras", "jax", "torch", "official"}
 NEEDS_TENSORFLOW = {"data.pipeline", "data.record_builder"}
 # fmt: off
 NEEDS_NO_TENSORFLOW = [
-    "__init__", "orderings", "backend", "losses", "normalization", "layer", "keras3",
+    "__init__", "lite", "orderings", "backend", "losses", "normalization", "layer", "keras3",
     "models.names", "models.spec", "zoo", "zoo.cache", "zoo.transfer", "zoo.download",
     "zoo.manifest", "zoo.registry", "zoo.tables", "zoo.importers", "zoo.importers.conv_forms",
     "zoo.importers.torch_archive", "zoo.importers.torch_pickle", "zoo.importers.torch_names",

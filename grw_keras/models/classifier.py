@@ -7,6 +7,7 @@ import tf_keras
 
 from grw_keras.losses import as_float
 from grw_keras.models import accumulation, pretrained
+from grw_keras.models.causal_head import CausalTransformerHead
 from grw_keras.models.head import TransformerHead
 from grw_keras.models.mobilenet import FrameAverage, MobileNetBackbone
 from grw_keras.models.movinet import MovinetBackbone, MovinetClassifierHead
@@ -58,7 +59,9 @@ class VideoClassifier(tf_keras.Model):
         self.regularizer = _regularizer(spec)
         if spec.head == "transformer":
             final = self.regularizer if spec.placement == "final" else None
-            self.head = TransformerHead(spec, self.randomness, final, name="head")
+            causal = spec.head_attention == "causal"
+            head = CausalTransformerHead if causal else TransformerHead
+            self.head = head(spec, self.randomness, final, name="head")
             self.head(tf_keras.Input([None, FEATURE_WIDTHS[spec.backbone]]))
         elif movinet:
             self.head = MovinetClassifierHead(spec, self.randomness, name="head")

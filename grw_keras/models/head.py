@@ -30,11 +30,13 @@ def position_table(length, width: int, dtype=tf.float32) -> tf.Tensor:
 class TransformerBlock(tf_keras.layers.Layer):
     """x + attention(norm(x)), then x + mlp(norm(x)); exact GELU."""
 
-    def __init__(self, width: int, heads: int, mlp: int, **kwargs):
+    def __init__(self, width: int, heads: int, mlp: int, attention=None, **kwargs):
         super().__init__(**kwargs)
         layers = tf_keras.layers
         self.attention_norm = layers.LayerNormalization(epsilon=EPSILON, name="attention_norm")
-        self.attention = layers.MultiHeadAttention(heads, width // heads, name="attention")
+        self.attention = attention or layers.MultiHeadAttention(
+            heads, width // heads, name="attention"
+        )
         self.mlp_norm = layers.LayerNormalization(epsilon=EPSILON, name="mlp_norm")
         self.mlp_hidden = layers.Dense(mlp, name="mlp_hidden")
         self.mlp_output = layers.Dense(width, name="mlp_output")
@@ -42,16 +44,23 @@ class TransformerBlock(tf_keras.layers.Layer):
     def call(self, x, attention_mask=None):
         normed = self.attention_norm(x)
         x = x + self.attention(normed, normed, attention_mask=attention_mask)
+        return x + self.mlp(x)
+
+    def mlp(self, x):
         hidden = tf.nn.gelu(self.mlp_hidden(self.mlp_norm(x)), approximate=False)
-        return x + self.mlp_output(hidden)
+        return self.mlp_output(hidden)
 
     def named_weights(self, prefix: str) -> dict[str, tf.Variable]:
         named: dict[str, tf.Variable] = {}
         for part in ("attention_norm", "mlp_norm", "mlp_hidden", "mlp_output"):
             named |= leaves(f"{prefix}/{part}", getattr(self, part))
+        return named | self.attention_weights(f"{prefix}/attention")
+
+    def attention_weights(self, prefix: str) -> dict[str, tf.Variable]:
+        named: dict[str, tf.Variable] = {}
         for variable in self.attention.weights:
             projection, leaf = variable.name.partition(":")[0].split("/")[-2:]
-            named[f"{prefix}/attention/{projection.removeprefix('attention_')}/{leaf}"] = variable
+            named[f"{prefix}/{projection.removeprefix('attention_')}/{leaf}"] = variable
         return named
 
 
@@ -76,13 +85,15 @@ class TransformerHead(tf_keras.layers.Layer):
         self.affine = layers.Dense(spec.embed_dim, name="affine")
         self.regularizer = regularizer
         self.norm = layers.LayerNormalization(epsilon=EPSILON, name="norm")
-        self.blocks = [
-            TransformerBlock(spec.embed_dim, spec.head_heads, spec.head_mlp, name=f"layer{i}")
-            for i in range(spec.head_depth)
-        ]
+        self.blocks = [self.block(spec, i) for i in range(spec.head_depth)]
         self.final_norm = layers.LayerNormalization(epsilon=EPSILON, name="transformer_norm")
         self.dropout = Drop(spec.dropout, randomness, 0, name="dropout")
         self.logits = layers.Dense(spec.num_classes, name="logits")
+
+    def block(self, spec: ModelSpec, index: int) -> TransformerBlock:
+        return TransformerBlock(
+            spec.embed_dim, spec.head_heads, spec.head_mlp, name=f"layer{index}"
+        )
 
     def embed(self, features):
         """Z, [B, N, D]."""

@@ -46,7 +46,8 @@ def residual_inputs(cnn: tf_keras.Model) -> frozenset[str]:
     )
 
 
-def _shift_state(layer: tf_keras.layers.Layer) -> str:
+def shift_state(layer: tf_keras.layers.Layer) -> str:
+    """Name of the state that holds the channels which a shifted layer takes from the past."""
     return f"state_{layer.name.replace('/', '_')}_shift"
 
 
@@ -108,8 +109,8 @@ class MobileNetBackbone(tf_keras.layers.Layer):
 
         def shift(layer, x):
             share = x.shape[-1] // SHIFTED_SHARE
-            before = states[_shift_state(layer)]
-            new[_shift_state(layer)] = x[..., :share]
+            before = states[shift_state(layer)]
+            new[shift_state(layer)] = x[..., :share]
             return tf.concat([before, x[..., share:]], axis=-1)
 
         return self._run(frame, shift)["features"], new
@@ -153,7 +154,7 @@ class MobileNetBackbone(tf_keras.layers.Layer):
 
         def note(layer, x):
             share = x.shape[-1] // SHIFTED_SHARE
-            states[_shift_state(layer)] = tf.zeros_like(x[..., :share])
+            states[shift_state(layer)] = tf.zeros_like(x[..., :share])
             return x
 
         if self.shifted:

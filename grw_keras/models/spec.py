@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "classifier_activation": ("swish", "hard_swish", "relu6"),
     "gating_activation": ("hard_sigmoid", "hard_sigmoid_keras2", "sigmoid"),
     "head": ("classifier", "transformer"),
+    "head_attention": ("bidirectional", "causal"),
     "placement": ("none", "final", "intermediate"),
     "temporal_shift": ("none", "bidirectional", "causal"),
 }
@@ -63,6 +64,9 @@ class ModelSpec:
         head_heads: attention heads of each layer.
         head_mlp: hidden width of each layer's MLP.
         head_window: frames that the transformer head sees in a stream.
+        head_attention: `"bidirectional"`, the paper's: in a stream the whole head runs over its
+            window again at every frame. `"causal"`: a frame attends to the `head_window` frames
+            up to it, in clips too, so a stream works on each frame once.
         placement: where GRW-smoothing acts: `"none"`; `"final"`, on Z (figure 4);
             `"intermediate"`, on a layer of the backbone (figure 3).
         endpoint: for `"intermediate"`, the backbone's layer whose input is smoothed.
@@ -103,6 +107,7 @@ class ModelSpec:
     head_heads: int = 8
     head_mlp: int = 0
     head_window: int = 0
+    head_attention: str = "bidirectional"
     placement: str = "none"
     endpoint: str = "head"
     window: int = 5
@@ -158,6 +163,10 @@ class ModelSpec:
             self._require("embed_dim", self.embed_dim % 2 == 0, "even: half sines, half cosines")
             divides = self.embed_dim % self.head_heads == 0
             self._require("head_heads", divides, f"a divisor of {self.embed_dim}")
+        bidirectional = self.head_attention == "bidirectional"
+        self._require(
+            "head_attention", transformer or bidirectional, "'bidirectional' without a transformer"
+        )
         if self.backbone in MOVINETS:
             self._require("pair_input", not self.pair_input, "False with a MoViNet")
             self._require("temporal_shift", self.temporal_shift == "none", "'none' with a MoViNet")

@@ -95,6 +95,8 @@ def resolve(
         for field in fixed
         if field in file and not (field in chosen and field in imported.assumed)
     }
+    if same_head(spec, imported) and file.get("head_attention") == "causal":
+        changes |= {field: file[field] for field in ("head_attention", "head_window")}
     if is_folded(imported.tensors):
         changes["frozen_batch_norm"] = True
     if "frozen_batch_norm" in chosen and spec.frozen_batch_norm:
@@ -165,6 +167,8 @@ def fit(model, imported: Imported, skip: Sequence[str] = ()) -> Report:
         leave(lambda name: not name.startswith("backbone/"))
     elif imported.spec.get("num_classes", model.spec.num_classes) != model.spec.num_classes:
         leave(lambda name: name.startswith("logits/"))
+    if imported.spec.get("head_attention") != "causal":
+        leave(lambda name: name.endswith("/distance_bias"))
     if isinstance(skip, str):
         raise TypeError(f"`skip` must be a sequence of patterns. Received: the string {skip!r}")
     for pattern in skip:

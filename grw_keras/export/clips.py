@@ -1,0 +1,72 @@
+"""Clips that files are calibrated and verified with."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from grw_keras.models.spec import ModelSpec
+
+_NOISE_SEED = 0
+
+
+def take(source: Any, spec: ModelSpec, most_frames: int) -> list[np.ndarray]:
+    """Clips [N, S, S, 3], float32 in [0, 1], up to a number of frames in all.
+
+    Args:
+        source: clips [N, S, S, 3] or batches [B, N, S, S, 3], uint8 or float in [0, 1], as an
+            array or one by one; batches may be pairs with labels, or dictionaries of "video" and
+            "mask", as `grw_keras.data` gives them.
+        spec: whose resolution they must have.
+        most_frames: where to stop, >= 1; the last clip is cut there.
+
+    Raises:
+        TypeError, ValueError: not such clips, or none.
+    """
+    clips: list[np.ndarray] = []
+    left = most_frames
+    for clip in _one_by_one(source):
+        clip = clip[:left]
+        clips.append(_checked(clip, spec))
+        left -= len(clip)
+        if left <= 0:
+            break
+    if not clips:
+        raise ValueError("`calibration` must hold at least one clip. Received: none")
+    return clips
+
+
+def noise(spec: ModelSpec, frames: int) -> list[np.ndarray]:
+    """One clip of coarse coloured noise that drifts: to verify with where no clips are given."""
+    rng = np.random.default_rng(_NOISE_SEED)
+    size, cells = spec.resolution, 8
+    grid = rng.random((frames + cells, cells, 3), np.float32)
+    rows = np.arange(size) * cells // size
+    clip = [grid[start : start + cells][rows][:, rows] for start in range(frames)]
+    return [np.stack(clip).astype(np.float32)]
+
+
+def _one_by_one(source: Any) -> Iterable[np.ndarray]:
+    for item in source:
+        video = item[0] if isinstance(item, tuple) else item
+        video = np.asarray(video["video"] if isinstance(video, Mapping) else video)
+        yield from video if video.ndim == 5 else [video]
+
+
+def _checked(clip: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    size = spec.resolution
+    if clip.ndim != 4 or clip.shape[1:] != (size, size, 3) or not len(clip):
+        raise ValueError(
+            f"Clips must have shape [N, {size}, {size}, 3], the model's resolution. "
+            f"Received: {clip.shape}"
+        )
+    if clip.dtype == np.uint8:
+        return clip.astype(np.float32) / 255
+    if not np.issubdtype(clip.dtype, np.floating):
+        raise TypeError(f"Clips must be uint8 or float. Received: {clip.dtype}")
+    if not (clip.min() >= 0 and clip.max() <= 1):
+        raise ValueError(
+            "Pixels of float clips must be finite and in [0, 1]: divide by 255. "
+            f"Received: from {clip.min()} to {clip.max()}"
+        )
+    return clip.astype(np.float32)
