@@ -68,6 +68,7 @@ class StreamSession:
         description: what the file says of itself; `labels`, `fps` (frames a second that it is to
             be fed), `resize_px`, `crop_px` and `num_classes` are taken from it.
         frames_seen: since the start or the last `reset`.
+        logits: the head's last answer before softmax, [num_classes], float32; None before it.
 
     Raises:
         FileNotFoundError: there is no such file, or no `classify_file` beside it.
@@ -118,6 +119,7 @@ class StreamSession:
     def reset(self) -> None:
         """Forgets all frames: what follows is another scene."""
         self.frames_seen = 0
+        self.logits: np.ndarray | None = None
         self._probabilities: np.ndarray | None = None
         for state in self._states.values():
             state.fill(0)
@@ -159,6 +161,7 @@ class StreamSession:
         return [(names[index], float(probabilities[index])) for index in order]
 
     def _take(self, logits: np.ndarray) -> None:
+        self.logits = logits
         exponentials = np.exp(logits - logits.max())
         new = exponentials / exponentials.sum()
         if self._probabilities is not None:

@@ -1,6 +1,6 @@
 """Clips that files are calibrated and verified with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,20 @@ def take(source: Any, spec: ModelSpec, most_frames: int) -> list[np.ndarray]:
     return clips
 
 
-def noise(spec: ModelSpec, frames: int) -> list[np.ndarray]:
-    """One clip of coarse coloured noise that drifts: to verify with where no clips are given."""
+def first_frames(clips: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
+    """Equal parts of all clips, the first frames of each, `most` frames at the most."""
+    each = max(most // len(clips), 1)
+    return [clip[:each] for clip in clips[:most]]
+
+
+def noise(spec: ModelSpec, frames: int) -> np.ndarray:
+    """A clip [N, S, S, 3] of coarse coloured noise that drifts: to verify with where no clips are given."""
     rng = np.random.default_rng(_NOISE_SEED)
     size, cells = spec.resolution, 8
     grid = rng.random((frames + cells, cells, 3), np.float32)
     rows = np.arange(size) * cells // size
     clip = [grid[start : start + cells][rows][:, rows] for start in range(frames)]
-    return [np.stack(clip).astype(np.float32)]
+    return np.stack(clip)
 
 
 def _one_by_one(source: Any) -> Iterable[np.ndarray]:

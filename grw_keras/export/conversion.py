@@ -1,14 +1,19 @@
 """Graphs to TFLite flatbuffers: built-in operations alone, one signature."""
 
+import math
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from grw_keras.export.graphs import Graph
 
 SIGNATURE = "serving_default"
+WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
 class UnsupportedOperationsError(ValueError):
@@ -55,20 +60,41 @@ def to_flatbuffer(graph: Graph, *, float16: bool = False) -> bytes:
     return flatbuffer
 
 
+class Kernel(NamedTuple):
+    """An operation with a constant kernel: name, operation of TFLite, number of weights."""
+
+    layer: str
+    operation: str
+    weights: int
+
+
 def operations(flatbuffer: bytes) -> Counter[str]:
     """How often each operation stands in a file; custom ones as "CUSTOM:NAME"."""
-    from ai_edge_litert import schema_py_generated as schema
+    return Counter(name for name, _, _ in _operators(flatbuffer))
 
+
+def kernels(flatbuffer: bytes) -> list[Kernel]:
+    """The convolutions and matrix products of a file, by the names that `Layers` gave them."""
+    found = []
+    for name, operator, graph in _operators(flatbuffer):
+        kernel = graph.tensors[operator.inputs[1]] if name in WITH_KERNEL else None
+        if kernel is not None and kernel.buffer:
+            output = graph.tensors[operator.outputs[0]].name.decode()
+            layer = output.partition(";")[0].rpartition("/")[0]
+            found.append(Kernel(layer, name, math.prod(kernel.shape)))
+    return found
+
+
+def _operators(flatbuffer: bytes) -> Iterator[tuple[str, Any, Any]]:
+    """Each operation's name, the operation, and the graph that it stands in."""
     model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
     names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
-    found: Counter[str] = Counter()
-    for subgraph in model.subgraphs:
-        for operator in subgraph.operators:
+    for graph in model.subgraphs:
+        for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
-            builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-            custom = code.customCode.decode() if code.customCode else ""
-            found[f"CUSTOM:{custom}" if custom else names[builtin]] += 1
-    return found
+            builtin = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            custom = f"CUSTOM:{code.customCode.decode()}" if code.customCode else None
+            yield custom or builtin, operator, graph
 
 
 def _require_builtin(flatbuffer: bytes) -> None:

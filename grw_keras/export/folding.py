@@ -29,7 +29,9 @@ def convolution(tensors: Tensors, prefix: str, part: str = "", scale: float = 1.
     )
     factor = scale * gamma / np.sqrt(variance + BATCH_NORM_EPSILON)
     depthwise = prefix.endswith("/feature")
-    return _single(kernel * (factor[:, None] if depthwise else factor), scale * beta - mean * factor)
+    return _single(
+        kernel * (factor[:, None] if depthwise else factor), scale * beta - mean * factor
+    )
 
 
 def pointwise(tensors: Tensors, prefix: str) -> Affine:

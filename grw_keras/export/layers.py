@@ -11,8 +11,7 @@ Observer = Callable[[str, tf.Tensor], None]
 
 
 class Affine(NamedTuple):
-    """A convolution or matrix product: kernel, [..., in, out] or depthwise [h, w, C, 1], and bias.
-    """
+    """A convolution or matrix product: kernel, [..., in, out] or depthwise [h, w, C, 1], and bias."""
 
     kernel: np.ndarray
     bias: np.ndarray

@@ -182,4 +182,3 @@ class LeanCausal(LeanTransformer):
         kept = (self.heads, self.window, self.width // self.heads)
         shapes = {n: kept for i in range(self.spec.head_depth) for n in self._names(i)}
         return {**shapes, "state_head_outputs": (self.window, self.width)}
-

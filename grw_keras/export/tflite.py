@@ -4,11 +4,14 @@ import dataclasses
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grw_keras.export import clips as clips_of
-from grw_keras.export import conversion, description, verify
+from grw_keras.export import conversion, description, quantize, rounding, verify
 from grw_keras.export.graphs import Graph, LeanModel, whole_clip_graph
 from grw_keras.models.classifier import VideoClassifier
 
@@ -28,11 +31,14 @@ class Exported:
             runtime.
         files: all files written, `path` first.
         report: how it compares with the Keras model.
+        sensitivity: of `"int8"`: what was quantised, what was left in float, and why; in
+            `NAME_sensitivity.csv` too.
     """
 
     path: Path
     files: tuple[Path, ...]
     report: verify.Report
+    sensitivity: tuple[quantize.Sensitivity, ...] = ()
 
 
 def to_tflite(
@@ -78,30 +84,95 @@ def to_tflite(
         The files' contract: tflite/README.md.
     """
     path = Path(path)
-    _check(path, quantization, calibration, split_head, whole_clip)
-    spec = model.spec
-    if calibration is None:
-        clips = clips_of.noise(spec, VERIFIED_FRAMES)
-    else:
-        clips = clips_of.take(calibration, spec, CALIBRATION_FRAMES)
-    with tempfile.TemporaryDirectory(prefix="grw_keras") as folder:
-        files = {}
-        for kind, name in _files(path, split_head, whole_clip).items():
-            flatbuffer = _flatbuffer(_graph(model, kind), quantization, clips)
-            classify_file = f"{path.stem}_classify.tflite" if kind == "embed" else None
-            about = description.describe(model, kind, quantization, classify_file)
-            description.write(Path(folder, name), flatbuffer, about)
-            files[kind] = name
-        first = next(iter(files.values()))
-        verified = clips_of.cut(clips, VERIFIED_FRAMES)
-        report = verify.verify(model, Path(folder, first), verified)
-        log.info("%s: %s", first, report)
+    kinds = _kinds(split_head, whole_clip)
+    _check(path, quantization, calibration, whole_clip)
+    clips = _clips(model, calibration, whole_clip)
+    graphs, lean = _graphs(model, kinds)
+    if lean is not None and quantization == "int8":
+        _round(lean, clips)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+        names, sensitivity = [], []
+        for kind, graph in graphs.items():
+            flatbuffer, of_layers = _flatbuffer(model, kind, graph, quantization, clips)
+            names.append(f"{path.stem}_{kind}.tflite" if split_head else path.name)
+            sensitivity += of_layers
+            head = f"{path.stem}_classify.tflite" if kind == "embed" else None
+            about = description.describe(model, kind, quantization, head)
+            description.write(Path(folder, names[-1]), flatbuffer, about)
+        if sensitivity:
+            quantize.write_report(Path(folder, f"{path.stem}_sensitivity.csv"), sensitivity)
+        report = verify.verify(
+            model, Path(folder, names[0]), clips_of.first_frames(clips, VERIFIED_FRAMES)
+        )
+        log.info("%s: %s", names[0], report)
         if not force:
             verify.require(report, quantization)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = []
-        for name in files.values():
-            for part in (name, Path(name).with_suffix(".json").name):
-                os.replace(Path(folder, part), path.parent / part)
-            written.append(path.parent / name)
-    return Exported(path=written[0], files=tuple(written), report=report)
+        for file in Path(folder).iterdir():
+            os.replace(file, path.parent / file.name)
+    files = tuple(path.parent / name for name in names)
+    return Exported(path=files[0], files=files, report=report, sensitivity=tuple(sensitivity))
+
+
+def _kinds(split_head: bool, whole_clip: bool) -> tuple[str, ...]:
+    if split_head and whole_clip:
+        raise ValueError("`split_head` and `whole_clip` don't go together: a clip has one answer")
+    if split_head:
+        return ("embed", "classify")
+    return ("clip",) if whole_clip else ("stream",)
+
+
+def _check(path: Path, quantization: str | None, calibration: Any, whole_clip: bool) -> None:
+    if path.suffix != ".tflite":
+        raise ValueError(f"`path` must end in .tflite. Received: {path}")
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"`quantization` must be one of {', '.join(map(repr, QUANTIZATIONS))}. "
+            f"Received: {quantization!r}"
+        )
+    if quantization == "int8" and whole_clip:
+        raise ValueError("'int8' is for streams: use 'dynamic' with whole_clip=True")
+    if quantization == "int8" and calibration is None:
+        raise ValueError(
+            "'int8' needs `calibration`: some clips like those that the model will see. "
+            "Received: None"
+        )
+
+
+def _clips(model: VideoClassifier, calibration: Any, whole_clip: bool) -> list[np.ndarray]:
+    if calibration is not None:
+        return clips_of.take(calibration, model.spec, CALIBRATION_FRAMES)
+    frames = model.spec.frames if whole_clip else VERIFIED_FRAMES
+    return [clips_of.noise(model.spec, frames)]
+
+
+def _graphs(
+    model: VideoClassifier, kinds: Sequence[str]
+) -> tuple[dict[str, Graph], LeanModel | None]:
+    if kinds == ("clip",):
+        return {"clip": whole_clip_graph(model)}, None
+    lean = LeanModel(model)
+    return {kind: getattr(lean, kind)() for kind in kinds}, lean
+
+
+def _round(lean: LeanModel, clips: Sequence[np.ndarray]) -> None:
+    """Puts the kernels on their int8 grids; whoever quantises the file finds them there."""
+    weights = lean.layers.weights
+    for name, moments in rounding.second_moments(lean.stream(), lean.layers, clips).items():
+        weights[name] = rounding.rounded(weights[name], moments)
+
+
+def _flatbuffer(
+    model: VideoClassifier,
+    kind: str,
+    graph: Graph,
+    quantization: str | None,
+    clips: Sequence[np.ndarray],
+) -> tuple[bytes, list[quantize.Sensitivity]]:
+    flatbuffer = conversion.to_flatbuffer(graph, float16=quantization == "float16")
+    if quantization == "dynamic" or (quantization == "int8" and kind == "classify"):
+        return quantize.dynamic(flatbuffer), []
+    if quantization != "int8":
+        return flatbuffer, []
+    road = quantize.static_int8 if model.spec.relu6 else quantize.dynamic_int8
+    return road(flatbuffer, clips)

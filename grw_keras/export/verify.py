@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from grw_keras.lite import StreamSession
+from ai_edge_litert.interpreter import Interpreter
+
+from grw_keras.export.conversion import SIGNATURE
+from grw_keras.lite import StreamSession, read_description
 from grw_keras.models.classifier import VideoClassifier
 
 # Least signal-to-noise of the logits, by quantisation, dB: float files are off by rounding alone;
@@ -53,22 +56,22 @@ class Report:
         )
 
 
-def verify(
-    model: VideoClassifier, path: str | Path, clips: Sequence[np.ndarray]
-) -> Report:
+def verify(model: VideoClassifier, path: str | Path, clips: Sequence[np.ndarray]) -> Report:
     """Streams clips through a model and a file of it.
 
     Args:
         model: that the file was exported from.
-        path: of a `stream` or an `embed` file.
-        clips: each [N, S, S, 3], float32 in [0, 1], S the model's resolution.
+        path: of a `stream`, an `embed` or a `clip` file.
+        clips: each [N, S, S, 3], float32 in [0, 1], S the model's resolution; for a `clip` file
+            they begin again, or are cut, to its length.
     """
+    if read_description(path).kind == "clip":
+        clips = [np.resize(clip, (model.spec.frames, *clip.shape[1:])) for clip in clips]
+        return compare([model(clip[None]).numpy() for clip in clips], _of_whole_clips(path, clips))
     return compare(streamed_by_keras(model, clips), streamed_by_file(path, clips))
 
 
-def streamed_by_keras(
-    model: VideoClassifier, clips: Sequence[np.ndarray]
-) -> list[np.ndarray]:
+def streamed_by_keras(model: VideoClassifier, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The model's logits [N, classes] after each frame of each clip."""
     step = tf.function(model.step)
     answers = []
@@ -92,6 +95,11 @@ def streamed_by_file(path: str | Path, clips: Sequence[np.ndarray]) -> list[np.n
             logits.append(session.logits)
         answers.append(np.stack(logits))
     return answers
+
+
+def _of_whole_clips(path: str | Path, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    run = Interpreter(str(path)).get_signature_runner(SIGNATURE)
+    return [run(clip=clip[None])["logits"] for clip in clips]
 
 
 def compare(expected: Sequence[np.ndarray], received: Sequence[np.ndarray]) -> Report:

@@ -1,0 +1,43 @@
+"""A flatbuffer run in this process, frame by frame, before it is a file."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from grw_keras.export.conversion import SIGNATURE
+
+ANSWERS = ("logits", "embedding")
+
+
+class Runner:
+    """A stream, or an embed, model in LiteRT.
+
+    Args:
+        flatbuffer: the model.
+        threads: that it may use.
+    """
+
+    def __init__(self, flatbuffer: bytes, threads: int = 1):
+        self._interpreter = Interpreter(model_content=flatbuffer, num_threads=threads)
+        self._run = self._interpreter.get_signature_runner(SIGNATURE)
+        self._shapes = {
+            name: tuple(detail["shape"]) for name, detail in self._run.get_input_details().items()
+        }
+
+    def feeds(self, clip: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """The inputs at each frame of a clip [N, S, S, 3], states included, and the answer [n]."""
+        states = {
+            name: np.zeros(shape, np.float32)
+            for name, shape in self._shapes.items()
+            if name != "image"
+        }
+        for frame in clip:
+            inputs = {"image": frame[None, None], **states}
+            states = self._run(**inputs)
+            (answer,) = (states.pop(name) for name in ANSWERS if name in states)
+            yield inputs, answer[0]
+
+    def answers(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """The answers [frames, n] to all frames of clips, each a stream of its own."""
+        return np.stack([answer for clip in clips for _, answer in self.feeds(clip)])
