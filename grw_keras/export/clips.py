@@ -43,7 +43,7 @@ def first_frames(clips: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
 
 
 def noise(spec: ModelSpec, frames: int) -> np.ndarray:
-    """A clip [N, S, S, 3] of coarse coloured noise that drifts: to verify with where no clips are given."""
+    """A clip [N, S, S, 3] of coarse coloured noise that drifts, where no clips are given."""
     rng = np.random.default_rng(_NOISE_SEED)
     size, cells = spec.resolution, 8
     grid = rng.random((frames + cells, cells, 3), np.float32)

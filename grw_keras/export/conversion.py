@@ -1,18 +1,23 @@
 """Graphs to TFLite flatbuffers: built-in operations alone, one signature."""
 
+import copy
 import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flatbuffers
+import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from grw_keras.export.graphs import Graph
+from grw_keras.export.layers import Affine
 
 SIGNATURE = "serving_default"
+ANSWERS = {"logits": "logits", "embedding": "affine"}  # outputs that are no states, by layer
 WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
@@ -57,7 +62,7 @@ def to_flatbuffer(graph: Graph, *, float16: bool = False) -> bytes:
                 lacking,
             ) from error
     _require_builtin(flatbuffer)
-    return flatbuffer
+    return _named(flatbuffer)
 
 
 class Kernel(NamedTuple):
@@ -70,24 +75,82 @@ class Kernel(NamedTuple):
 
 def operations(flatbuffer: bytes) -> Counter[str]:
     """How often each operation stands in a file; custom ones as "CUSTOM:NAME"."""
-    return Counter(name for name, _, _ in _operators(flatbuffer))
+    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    return Counter(name for name, _, _ in _operators(model))
 
 
 def kernels(flatbuffer: bytes) -> list[Kernel]:
     """The convolutions and matrix products of a file, by the names that `Layers` gave them."""
-    found = []
-    for name, operator, graph in _operators(flatbuffer):
-        kernel = graph.tensors[operator.inputs[1]] if name in WITH_KERNEL else None
-        if kernel is not None and kernel.buffer:
-            output = graph.tensors[operator.outputs[0]].name.decode()
-            layer = output.partition(";")[0].rpartition("/")[0]
-            found.append(Kernel(layer, name, math.prod(kernel.shape)))
-    return found
-
-
-def _operators(flatbuffer: bytes) -> Iterator[tuple[str, Any, Any]]:
-    """Each operation's name, the operation, and the graph that it stands in."""
     model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    return [
+        Kernel(
+            _layer(operator, graph),
+            name,
+            math.prod(map(int, graph.tensors[operator.inputs[1]].shape)),
+        )
+        for name, operator, graph in _operators(model)
+        if name in WITH_KERNEL
+    ]
+
+
+def with_weights(flatbuffer: bytes, weights: Mapping[str, Affine]) -> bytes:
+    """A float file with other weights in some of its convolutions and matrix products.
+
+    Args:
+        flatbuffer: the file.
+        weights: by name of the layer; kernels as in `Layers`.
+    """
+    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    for name, operator, graph in _operators(model):
+        if name not in WITH_KERNEL or (layer := _layer(operator, graph)) not in weights:
+            continue
+        kernel, bias = weights[layer]
+        kernel = np.moveaxis(kernel, -1, 0)  # outputs come first in TFLite
+        uses = Counter(index for other in graph.operators for index in other.inputs)
+        operator.inputs = np.array(operator.inputs)
+        for place, values in ((1, kernel), (2, bias)):
+            tensor = graph.tensors[operator.inputs[place]]
+            if uses[operator.inputs[place]] > 1:  # shared with layers of equal weights
+                operator.inputs[place] = len(graph.tensors)
+                graph.tensors.append(tensor := copy.copy(tensor))
+            model.buffers.append(schema.BufferT())
+            tensor.buffer = len(model.buffers) - 1
+            tensor.name = f"constant{tensor.buffer}".encode()  # the quantiser goes by names
+            model.buffers[-1].data = np.frombuffer(
+                np.ascontiguousarray(values, np.float32).tobytes(), np.uint8
+            )
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    used |= {metadata.buffer for metadata in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
+    return _packed(model)
+
+
+def _named(flatbuffer: bytes) -> bytes:
+    """The file with its answer's tensor named after its layer: the converter names it by number."""
+    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    for output in model.signatureDefs[0].outputs:
+        layer = ANSWERS.get(output.name.decode())
+        if layer is not None:
+            model.subgraphs[0].tensors[output.tensorIndex].name = f"{layer}/answer".encode()
+    return _packed(model)
+
+
+def _packed(model) -> bytes:
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _layer(operator, graph) -> str:
+    """Under which name of `Layers` an operation stands."""
+    output = graph.tensors[operator.outputs[0]].name.decode()
+    return output.partition(";")[0].rpartition("/")[0]
+
+
+def _operators(model) -> Iterator[tuple[str, Any, Any]]:
+    """Each operation's name, the operation, and the graph that it stands in."""
     names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
     for graph in model.subgraphs:
         for operator in graph.operators:

@@ -56,6 +56,8 @@ class LeanModel:
         self.layers = Layers()
         self.tracked = None if spec.family == "movinet" else model.backbone
         tensors = pretrained.weights_of(model)
+        self.backbone: LeanMovinet | LeanMobileNet
+        self.head: LeanBidirectional | LeanCausal | LeanClassifier | LeanFrameAverage
         if spec.family == "movinet":
             tensors = convert_conv_type(tensors, "2plus1d")
             self.backbone = LeanMovinet(spec, tensors, self.layers)

@@ -11,7 +11,7 @@ Observer = Callable[[str, tf.Tensor], None]
 
 
 class Affine(NamedTuple):
-    """A convolution or matrix product: kernel, [..., in, out] or depthwise [h, w, C, 1], and bias."""
+    """Kernel, [..., in, out] or depthwise [h, w, C, 1], and bias of a layer."""
 
     kernel: np.ndarray
     bias: np.ndarray

@@ -63,7 +63,7 @@ class LeanFrameAverage:
 
 
 class LeanTransformer:
-    """What the transformer heads share: the affine map, and a block's parts with norms folded in."""
+    """What the transformer heads share: the affine map, and a block's parts."""
 
     def __init__(self, spec: ModelSpec, tensors: Tensors, layers: Layers):
         self.spec = spec

@@ -5,6 +5,7 @@ squeeze-excite state is a running mean under one frame count, not sums under cou
 no tensor has more than four dimensions.
 """
 
+import numpy as np
 import tensorflow as tf
 from official.projects.movinet.modeling import movinet
 
@@ -20,11 +21,12 @@ ACTIVATIONS = {
     "relu6": tf.nn.relu6,
     "swish": lambda x: x * tf.sigmoid(x),
 }
+# Gates f(a x + b): a and b go into the convolution before them.
 _GATES = {
     # tf-models rounds the sixth, and official weights were trained on that.
-    "hard_sigmoid": lambda x: tf.nn.relu6(x + 3.0) * 0.16667,
-    "hard_sigmoid_keras2": lambda x: tf.minimum(tf.nn.relu(0.2 * x + 0.5), 1.0),
-    "sigmoid": tf.sigmoid,
+    "hard_sigmoid": (1.0, 3.0, lambda x: tf.nn.relu6(x) * 0.16667),
+    "hard_sigmoid_keras2": (0.2, 0.5, lambda x: tf.minimum(tf.nn.relu(x), 1.0)),
+    "sigmoid": (1.0, 0.0, tf.sigmoid),
 }
 
 
@@ -40,7 +42,8 @@ class LeanMovinet:
     def __init__(self, spec: ModelSpec, tensors: Tensors, layers: Layers):
         self.spec = spec
         self.layers = layers
-        self.activation, self.gating = ACTIVATIONS[spec.activation], _GATES[spec.gating_activation]
+        self.activation = ACTIVATIONS[spec.activation]
+        gate_scale, gate_offset, self.gating = _GATES[spec.gating_activation]
         blocks = movinet.BLOCK_SPECS[spec.backbone.removeprefix("movinet_")][1:-1]
         self.blocks = {
             f"block{i}_layer{j}": (kernel[0], stride[-1])
@@ -50,13 +53,19 @@ class LeanMovinet:
             )
         }
         for name in tensors:
-            place, _, leaf = name.removeprefix("backbone/").rpartition("/conv")
-            if name.startswith("backbone/") and leaf.endswith("/kernel"):
-                block, _, part = place.partition("/")
-                scale = tensors[f"backbone/{block}/rezero/scale"] if part == "projection" else 1.0
-                suffix = leaf.removesuffix("/kernel")
-                weights = convolution(tensors, f"backbone/{place}", suffix, float(scale))
-                layers.weights[place + suffix] = weights
+            place, conv, leaf = name.removeprefix("backbone/").rpartition("/conv")
+            if not (name.startswith("backbone/") and conv and leaf.endswith("/kernel")):
+                continue
+            block, _, part = place.partition("/")
+            suffix, scale = leaf.removesuffix("/kernel"), 1.0
+            if part == "projection":
+                scale = float(tensors[f"backbone/{block}/rezero/scale"])
+            elif part == "se_expand":
+                scale = gate_scale
+            weights = convolution(tensors, f"backbone/{place}", suffix, scale)
+            if part == "se_expand":
+                weights = weights._replace(bias=weights.bias + np.float32(gate_offset))
+            layers.weights[place + suffix] = weights
 
     def step(self, frame, states: States, share) -> tuple[tf.Tensor, States]:
         """Features [1, 1, 1, D], pooled over space, of a frame [1, H, W, 3], and the new states.
@@ -88,7 +97,7 @@ class LeanMovinet:
         x = self.layers.conv(f"{name}/projection", x)
         if f"{name}/skip" in self.layers.weights:
             if stride > 1:
-                with tf.name_scope(f"{name}/skip"):
+                with tf.name_scope(f"{name}/skip_pool"):
                     inputs = tf.nn.avg_pool2d(inputs, 3, 2, "SAME")
             inputs = self.layers.conv(f"{name}/skip", inputs)
         with tf.name_scope(f"{name}/sum"):

@@ -15,8 +15,9 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,26 @@ import numpy as np
 from ai_edge_quantizer import qtyping, quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
+from grw_keras.export import conversion
 from grw_keras.export.clips import first_frames
-from grw_keras.export.conversion import SIGNATURE, Kernel, kernels
-from grw_keras.export.running import Runner
-from grw_keras.export.verify import LEAST_SNR_DB, signal_to_noise_db
+from grw_keras.export.conversion import SIGNATURE, Kernel
+from grw_keras.export.layers import Affine
+from grw_keras.export.running import Feeds, Runner
+from grw_keras.export.verify import signal_to_noise_db
 
 BITS = 8
-# What the answers of a dynamically quantised file must keep of themselves. A bounded model in int8
-# throughout has less to lose: it keeps what `verify` asks for.
-DYNAMIC_LEAST_SNR_DB = 30.0
-SELECTION_FRAMES, SENSITIVITY_FRAMES = 120, 24
+LEAST_SNR_DB, WORTH_DB = 30.0, 1.0
+SELECTION_FRAMES, SENSITIVITY_FRAMES = 120, 48
 
+Weights = Mapping[str, Affine]
 _Operation = qtyping.TFLOperationName
 _DYNAMIC = {"CONV_2D": _Operation.CONV_2D, "FULLY_CONNECTED": _Operation.FULLY_CONNECTED}
-_STATIC = (
-    *(_Operation.CONV_2D, _Operation.DEPTHWISE_CONV_2D, _Operation.AVERAGE_POOL_2D),
-    *(_Operation.ADD, _Operation.MUL, _Operation.CONCATENATION, _Operation.STRIDED_SLICE),
+_STATIC_KERNELS = (_Operation.CONV_2D, _Operation.DEPTHWISE_CONV_2D)
+_STATIC_GLUE = (
+    *(_Operation.ADD, _Operation.CONCATENATION, _Operation.STRIDED_SLICE),
+    _Operation.AVERAGE_POOL_2D,
 )
-_BACKBONE = r"(^|;)(stem|block\d+_layer\d+/\w+|head)/"
+_BACKBONE = r"(stem|block\d+_layer\d+/\w+|head)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,80 +68,86 @@ class Sensitivity:
     why: str
 
 
-def dynamic(flatbuffer: bytes, without: Iterable[str] = ()) -> bytes:
+def dynamic(flatbuffer: bytes) -> bytes:
     """int8 weights in convolutions and matrix products, activations quantised as they come.
 
     Args:
         flatbuffer: a float model.
-        without: names of layers to leave in float.
     """
     work = quantizer.Quantizer(bytearray(flatbuffer))
-    for operation in _DYNAMIC.values():
-        work.add_dynamic_config(".*", operation, BITS)
-    return _finished(work, without)
+    _add_dynamic(work, ".*")
+    return _finished(work)
 
 
-def dynamic_int8(flatbuffer: bytes, clips: Sequence[np.ndarray]) -> tuple[bytes, list[Sensitivity]]:
+def dynamic_int8(
+    flatbuffer: bytes, rounded: Weights, clips: Sequence[np.ndarray]
+) -> tuple[bytes, list[Sensitivity]]:
     """`dynamic`, with the most sensitive layers in float where the answers need that.
 
     Args:
-        flatbuffer: a float stream or embed model, its kernels rounded.
+        flatbuffer: a float stream or embed model.
+        rounded: by layer, its kernel on an int8 grid.
         clips: to measure with, each [N, S, S, 3], float32 in [0, 1].
 
     Returns:
         The model, and a report on each layer.
     """
 
-    def alone(layer: Kernel) -> bytes:
-        work = quantizer.Quantizer(bytearray(flatbuffer))
-        if layer.operation in _DYNAMIC:
-            work.add_dynamic_config(_scope(layer.layer), _DYNAMIC[layer.operation], BITS)
-        else:
-            work.add_weight_only_config(_scope(layer.layer), _Operation.DEPTHWISE_CONV_2D, BITS)
+    def quantise(layers: Sequence[str]) -> bytes:
+        work = quantizer.Quantizer(bytearray(_with(flatbuffer, rounded, layers)))
+        _add_dynamic(work, _scope(*layers))
+        work.add_weight_only_config(_scope(*layers), _Operation.DEPTHWISE_CONV_2D, BITS)
         return _finished(work)
 
     return _selected(
         flatbuffer,
         clips,
-        lambda without: dynamic(flatbuffer, without),
-        alone,
-        lambda layer: layer.operation in _DYNAMIC,
-        DYNAMIC_LEAST_SNR_DB,
+        quantise,
+        alone=lambda layer: quantise([layer]),
+        takes=lambda kernel: kernel.operation in _DYNAMIC,
     )
 
 
-def static_int8(flatbuffer: bytes, clips: Sequence[np.ndarray]) -> tuple[bytes, list[Sensitivity]]:
+def static_int8(
+    flatbuffer: bytes, rounded: Weights, clips: Sequence[np.ndarray]
+) -> tuple[bytes, list[Sensitivity]]:
     """The backbone int8 throughout, by ranges that calibration saw; the head as in `dynamic`.
 
     Args:
         flatbuffer: a float stream or embed model of bounded activations.
+        rounded: by layer, its kernel on an int8 grid.
         clips: to calibrate and measure with, each [N, S, S, 3], float32 in [0, 1].
 
     Returns:
         The model, and a report on each layer.
     """
-    runner = Runner(flatbuffer)
-    few = first_frames(clips, SELECTION_FRAMES)
-    everything = _static(flatbuffer, _BACKBONE)
+    backbone = f"(^|;){_BACKBONE}/"
+    watched = quantizer.Quantizer(bytearray(flatbuffer))
+    _add_static(watched, backbone, (*_STATIC_KERNELS, *_STATIC_GLUE))
+    feeds = Feeds(Runner(flatbuffer), first_frames(clips, SELECTION_FRAMES))
     with _quiet():
-        ranges = everything.calibrate(
-            {SIGNATURE: (inputs for clip in few for inputs, _ in runner.feeds(clip))}
-        )
+        ranges = watched.calibrate({SIGNATURE: feeds})
 
-    def quantise(without: Sequence[str]) -> bytes:
-        work = _static(flatbuffer, _BACKBONE)
-        work.add_dynamic_config(".*", _Operation.FULLY_CONNECTED, BITS)
-        return _finished(work, without, ranges)
+    def quantise(layers: Sequence[str], glue: str | None = backbone) -> bytes:
+        work = quantizer.Quantizer(bytearray(_with(flatbuffer, rounded, layers)))
+        if glue is not None:
+            _add_static(work, glue, _STATIC_GLUE)
+        _add_static(work, _scope(*filter(_of_backbone, layers)), _STATIC_KERNELS)
+        _add_dynamic(work, _scope(*itertools.filterfalse(_of_backbone, layers)))
+        return _finished(work, ranges)
 
-    def alone(layer: Kernel) -> bytes:
-        if layer.operation == "FULLY_CONNECTED":
-            work = quantizer.Quantizer(bytearray(flatbuffer))
-            work.add_dynamic_config(_scope(layer.layer), _Operation.FULLY_CONNECTED, BITS)
-            return _finished(work)
-        return _finished(_static(flatbuffer, _scope(layer.layer)), (), ranges)
+    return _selected(
+        flatbuffer,
+        clips,
+        quantise,
+        alone=lambda layer: quantise([layer], glue=None),
+        takes=lambda kernel: True,
+    )
 
-    least = LEAST_SNR_DB["int8"]
-    return _selected(flatbuffer, clips, quantise, alone, lambda layer: True, least)
+
+def with_rounded(flatbuffer: bytes, rounded: Weights) -> bytes:
+    """`dynamic` of a float model with its kernels on their int8 grids."""
+    return dynamic(conversion.with_weights(flatbuffer, rounded))
 
 
 def write_report(path: Path, report: Sequence[Sensitivity]) -> None:
@@ -155,20 +164,19 @@ def _selected(
     flatbuffer: bytes,
     clips: Sequence[np.ndarray],
     quantise: Callable[[Sequence[str]], bytes],
-    alone: Callable[[Kernel], bytes],
+    *,
+    alone: Callable[[str], bytes],
     takes: Callable[[Kernel], bool],
-    least_snr_db: float,
 ) -> tuple[bytes, list[Sensitivity]]:
-    """Quantises, with the fewest layers in float with which the answers keep `least_snr_db`.
+    """Quantises; while the answers keep less than `LEAST_SNR_DB`, the layer that harms most goes
+    back to float, if that gains `WORTH_DB`.
 
     Args:
         flatbuffer: the float model.
         clips: to measure with.
-        quantise: the model in int8 but for the layers of these names.
-        alone: the model with one layer alone in int8.
-        takes: whether `quantise` would have a layer in int8.
-        least_snr_db: that the answers must keep; where they can't, no layer that `quantise` takes
-            is left.
+        quantise: the model with layers of these names in int8, the others in float.
+        alone: the model with one layer in int8.
+        takes: whether a layer may be in int8.
     """
     few, more = (first_frames(clips, n) for n in (SENSITIVITY_FRAMES, SELECTION_FRAMES))
     expected_few, expected = (Runner(flatbuffer).answers(c) for c in (few, more))
@@ -176,53 +184,64 @@ def _selected(
     def snr_db(candidate: bytes, frames, answers) -> float:
         return signal_to_noise_db(answers, Runner(candidate).answers(frames) - answers)
 
-    each = {layer: snr_db(alone(layer), few, expected_few) for layer in kernels(flatbuffer)}
-    by_harm = [layer.layer for layer in sorted(filter(takes, each), key=each.__getitem__)]
-    for count in range(len(by_harm) + 1):
-        spared = by_harm[:count]
-        model = quantise(spared)
-        reached = snr_db(model, more, expected)
-        if reached >= least_snr_db:
+    each = {
+        kernel: snr_db(alone(kernel.layer), few, expected_few)
+        for kernel in conversion.kernels(flatbuffer)
+    }
+    by_harm = [kernel.layer for kernel in sorted(filter(takes, each), key=each.__getitem__)]
+    spared, model = 0, quantise(by_harm)
+    reached = snr_db(model, more, expected)
+    while reached < LEAST_SNR_DB and spared < len(by_harm) - 1:
+        candidate = quantise(by_harm[spared + 1 :])
+        gained = snr_db(candidate, more, expected)
+        if gained < reached + WORTH_DB:
             break
+        spared, model, reached = spared + 1, candidate, gained
 
-    def fate(layer: Kernel) -> tuple[str, str]:
-        if not takes(layer):
+    def fate(kernel: Kernel) -> tuple[str, str]:
+        if not takes(kernel):
             return "float32", "few weights, and no int8 kernel takes float activations"
-        if layer.layer in spared:
-            return "float32", f"with fewer layers in float the answers fall below {least_snr_db} dB"
+        if kernel.layer in by_harm[:spared]:
+            return "float32", f"among the {spared} that harm most: float gains {WORTH_DB} dB or more"
         return "int8", f"with these layers in int8 the answers keep {reached:.1f} dB"
 
     report = []
-    for layer, harm in each.items():
-        kept, why = fate(layer)
-        report.append(Sensitivity(**layer._asdict(), snr_db=harm, kept=kept, why=why))
+    for kernel, harm in each.items():
+        kept, why = fate(kernel)
+        report.append(Sensitivity(**kernel._asdict(), snr_db=harm, kept=kept, why=why))
     return model, report
 
 
-def _static(flatbuffer: bytes, scope: str) -> quantizer.Quantizer:
-    """A quantiser of the backbone's operations in a scope; inputs and outputs stay float."""
-    work = quantizer.Quantizer(bytearray(flatbuffer))
-    for operation in _STATIC:
+def _add_dynamic(work: quantizer.Quantizer, scope: str) -> None:
+    for operation in _DYNAMIC.values():
+        work.add_dynamic_config(scope, operation, BITS)
+
+
+def _add_static(work: quantizer.Quantizer, scope: str, operations: Iterable[Any]) -> None:
+    """Static int8 of operations in a scope; the file's inputs and outputs stay float."""
+    for operation in operations:
         work.add_static_config(scope, operation, BITS, BITS)
     for side in (_Operation.INPUT, _Operation.OUTPUT):
-        _leave(work, ".*", side)
-    return work
+        work.update_quantization_recipe(".*", side, algorithm_key=AlgorithmName.NO_QUANTIZE)
 
 
-def _finished(work: quantizer.Quantizer, without: Iterable[str] = (), ranges: Any = None) -> bytes:
-    for name in without:
-        _leave(work, _scope(name), _Operation.ALL_SUPPORTED)
+def _finished(work: quantizer.Quantizer, ranges: Any = None) -> bytes:
     with _quiet():
         return bytes(work.quantize(ranges, enable_progress_report=False).quantized_model)
 
 
-def _leave(work: quantizer.Quantizer, scope: str, operation: _Operation) -> None:
-    work.update_quantization_recipe(scope, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+def _with(flatbuffer: bytes, rounded: Weights, layers: Iterable[str]) -> bytes:
+    chosen = {layer: rounded[layer] for layer in layers if layer in rounded}
+    return conversion.with_weights(flatbuffer, chosen)
 
 
-def _scope(layer: str) -> str:
-    """A pattern of the operations that stand under a layer's name."""
-    return f"(^|;){re.escape(layer)}/"
+def _of_backbone(layer: str) -> bool:
+    return re.fullmatch(_BACKBONE, layer) is not None
+
+
+def _scope(*layers: str) -> str:
+    """A pattern of the operations that stand under the names of layers."""
+    return f"(^|;)({'|'.join(map(re.escape, layers))})/" if layers else "^$"
 
 
 @contextlib.contextmanager

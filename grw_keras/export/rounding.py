@@ -15,11 +15,24 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from grw_keras.export.graphs import Graph
+from grw_keras.export.graphs import Graph, LeanModel
 from grw_keras.export.layers import Affine, Layers
 
 LARGEST = 127  # symmetric int8
 DAMPING = 0.01  # of the mean second moment, as in the reference
+
+
+def rounded_weights(lean: LeanModel, clips: Sequence[np.ndarray]) -> dict[str, Affine]:
+    """The pointwise and matrix-product layers of a stream graph, each `rounded`.
+
+    Args:
+        lean: the model's lean graphs.
+        clips: to calibrate with, each [N, S, S, 3], float32 in [0, 1].
+    """
+    return {
+        name: rounded(lean.layers.weights[name], moments)
+        for name, moments in second_moments(lean.stream(), lean.layers, clips).items()
+    }
 
 
 def second_moments(
@@ -81,7 +94,7 @@ def rounded(layer: Affine, moments: np.ndarray) -> Affine:
         moments: of its inputs, as `second_moments` gives them.
     """
     kernel = layer.kernel.reshape(-1, layer.kernel.shape[-1]).astype(np.float64)
-    inputs, outputs = kernel.shape
+    inputs = len(kernel)
     largest = np.abs(kernel).argmax(0)
     step = np.abs(kernel).max(0) / LARGEST
     step[step == 0] = 1.0

@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from grw_keras.export.conversion import SIGNATURE
-
-ANSWERS = ("logits", "embedding")
+from grw_keras.export.conversion import ANSWERS, SIGNATURE
 
 
 class Runner:
@@ -25,7 +23,7 @@ class Runner:
             name: tuple(detail["shape"]) for name, detail in self._run.get_input_details().items()
         }
 
-    def feeds(self, clip: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    def run(self, clip: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """The inputs at each frame of a clip [N, S, S, 3], states included, and the answer [n]."""
         states = {
             name: np.zeros(shape, np.float32)
@@ -40,4 +38,15 @@ class Runner:
 
     def answers(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         """The answers [frames, n] to all frames of clips, each a stream of its own."""
-        return np.stack([answer for clip in clips for _, answer in self.feeds(clip)])
+        return np.stack([answer for clip in clips for _, answer in self.run(clip)])
+
+
+class Feeds:
+    """The inputs at all frames of clips, made anew each time that they are gone through: with the
+    states they would fill the memory."""
+
+    def __init__(self, runner: Runner, clips: Sequence[np.ndarray]):
+        self._runner, self._clips = runner, clips
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (inputs for clip in self._clips for inputs, _ in self._runner.run(clip))

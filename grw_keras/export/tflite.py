@@ -87,14 +87,14 @@ def to_tflite(
     kinds = _kinds(split_head, whole_clip)
     _check(path, quantization, calibration, whole_clip)
     clips = _clips(model, calibration, whole_clip)
-    graphs, lean = _graphs(model, kinds)
-    if lean is not None and quantization == "int8":
-        _round(lean, clips)
+    lean = None if whole_clip else LeanModel(model)
+    rounded = rounding.rounded_weights(lean, clips) if lean and quantization == "int8" else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         names, sensitivity = [], []
-        for kind, graph in graphs.items():
-            flatbuffer, of_layers = _flatbuffer(model, kind, graph, quantization, clips)
+        for kind in kinds:
+            graph = getattr(lean, kind)() if lean else whole_clip_graph(model)
+            flatbuffer, of_layers = _flatbuffer(model, graph, quantization, rounded, clips)
             names.append(f"{path.stem}_{kind}.tflite" if split_head else path.name)
             sensitivity += of_layers
             head = f"{path.stem}_classify.tflite" if kind == "embed" else None
@@ -146,33 +146,19 @@ def _clips(model: VideoClassifier, calibration: Any, whole_clip: bool) -> list[n
     return [clips_of.noise(model.spec, frames)]
 
 
-def _graphs(
-    model: VideoClassifier, kinds: Sequence[str]
-) -> tuple[dict[str, Graph], LeanModel | None]:
-    if kinds == ("clip",):
-        return {"clip": whole_clip_graph(model)}, None
-    lean = LeanModel(model)
-    return {kind: getattr(lean, kind)() for kind in kinds}, lean
-
-
-def _round(lean: LeanModel, clips: Sequence[np.ndarray]) -> None:
-    """Puts the kernels on their int8 grids; whoever quantises the file finds them there."""
-    weights = lean.layers.weights
-    for name, moments in rounding.second_moments(lean.stream(), lean.layers, clips).items():
-        weights[name] = rounding.rounded(weights[name], moments)
-
-
 def _flatbuffer(
     model: VideoClassifier,
-    kind: str,
     graph: Graph,
     quantization: str | None,
+    rounded: quantize.Weights,
     clips: Sequence[np.ndarray],
 ) -> tuple[bytes, list[quantize.Sensitivity]]:
     flatbuffer = conversion.to_flatbuffer(graph, float16=quantization == "float16")
-    if quantization == "dynamic" or (quantization == "int8" and kind == "classify"):
+    if quantization == "dynamic":
         return quantize.dynamic(flatbuffer), []
     if quantization != "int8":
         return flatbuffer, []
+    if "image" not in graph.inputs:
+        return quantize.with_rounded(flatbuffer, rounded), []
     road = quantize.static_int8 if model.spec.relu6 else quantize.dynamic_int8
-    return road(flatbuffer, clips)
+    return road(flatbuffer, rounded, clips)

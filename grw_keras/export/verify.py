@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-
 from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras.export.conversion import SIGNATURE
@@ -86,14 +85,17 @@ def streamed_by_keras(model: VideoClassifier, clips: Sequence[np.ndarray]) -> li
 
 def streamed_by_file(path: str | Path, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
     """A file's logits [N, classes] after each frame of each clip."""
-    session, answers = StreamSession(path), []
+    session = StreamSession(path)
+
+    def logits(frame: np.ndarray) -> np.ndarray:
+        session.step(frame)
+        assert session.logits is not None  # after a step
+        return session.logits
+
+    answers = []
     for clip in clips:
         session.reset()
-        logits = []
-        for frame in clip:
-            session.step(frame)
-            logits.append(session.logits)
-        answers.append(np.stack(logits))
+        answers.append(np.stack([logits(frame) for frame in clip]))
     return answers
 
 

@@ -85,7 +85,7 @@ class CausalBlock(TransformerBlock):
         attention = WindowAttention(heads, width // heads, window, name="attention")
         super().__init__(width, heads, mlp, attention, **kwargs)
 
-    def call(self, x, places, mask):
+    def call(self, x, places, mask):  # type: ignore[override]
         x = x + self.attention(self.attention_norm(x), places, mask)
         return x + self.mlp(x)
 

@@ -1,14 +1,20 @@
 """A run, or any model, taken up again: to be evaluated or asked."""
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import tensorflow as tf
+
 from grw_keras import zoo
+from grw_keras.data.pipeline import evaluation_batches
+from grw_keras.data.scan import BadVideo
+from grw_keras.data.stores import FrameStore
 from grw_keras.evaluation import results
-from grw_keras.evaluation.evaluating import evaluate
+from grw_keras.evaluation.evaluating import evaluate, sampling_of
 from grw_keras.evaluation.results import Evaluation
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.training import concluding, listening
@@ -66,6 +72,58 @@ def evaluate_again(
     Raises:
         As `load_model` and `open_data`; ValueError: no such split.
     """
+    taken = open_split(path, data, split, annotations=annotations, workers=workers)
+    folder, store = taken.folder, taken.store
+    if folder.started():
+        report = folder.path / f"report_{split}.html"
+        evaluation = concluding.conclude(
+            folder,
+            taken.recipe,
+            store,
+            split,
+            history=listening.read_history(folder.history),
+            data=str(data),
+            command=command,
+            bad=taken.bad,
+            report=report,
+        )
+    else:
+        report = None if json_path is None else Path(json_path)
+        evaluation, _ = evaluate(
+            taken.model,
+            store,
+            data=str(data),
+            split=split,
+            weights=str(path),
+            command=command,
+            processes=taken.recipe.data.workers,
+            bad=taken.bad,
+        )
+    if json_path is not None:
+        results.write_json(Path(json_path), evaluation)
+    return evaluation, report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A model, and the clips of one split as it is to see them."""
+
+    folder: RunFolder
+    model: VideoClassifier
+    recipe: Recipe
+    store: FrameStore
+    bad: tuple[BadVideo, ...]
+
+
+def open_split(
+    path: str | os.PathLike,
+    data: str | os.PathLike,
+    split: str,
+    *,
+    annotations: Sequence[str | os.PathLike] = (),
+    workers: int | None = None,
+) -> Taken:
+    """Opens a run, or any model, and one split of data; arguments and errors of `evaluate_again`."""
     folder = RunFolder.at(path)
     model, _ = load_model(path)
     is_run = folder.started()
@@ -91,34 +149,18 @@ def evaluate_again(
         raise ValueError(
             f"`split` must be one of {', '.join(opened.clips.splits())}. Received: {split!r}"
         )
-    store = opened.stores[split]
-    if is_run:
-        history = listening.read_history(folder.history)
-        report = folder.path / f"report_{split}.html"
-        evaluation = concluding.conclude(
-            folder,
-            wanted,
-            store,
-            split,
-            history=history,
-            data=str(data),
-            command=command,
-            bad=opened.bad_of(split),
-            report=report,
-        )
-        if json_path is not None:
-            results.write_json(Path(json_path), evaluation)
-        return evaluation, report
-    evaluation, _ = evaluate(
-        model,
-        store,
-        data=str(data),
-        split=split,
-        weights=str(path),
-        command=command,
-        processes=wanted.data.workers,
+    return Taken(
+        folder=folder,
+        model=model,
+        recipe=wanted,
+        store=opened.stores[split],
         bad=opened.bad_of(split),
     )
-    if json_path is not None:
-        results.write_json(Path(json_path), evaluation)
-    return evaluation, None if json_path is None else Path(json_path)
+
+
+def centre_clips(taken: Taken, batch_size: int = 4) -> tf.data.Dataset:
+    """Batches of the split's centre clips, each with its label, in order."""
+    sampling = sampling_of(taken.model.spec)
+    return evaluation_batches(
+        taken.store, sampling, batch_size, processes=taken.recipe.data.workers
+    )

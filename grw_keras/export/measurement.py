@@ -1,0 +1,120 @@
+"""What was measured of a file: as a row of a CSV and of a table for the terminal."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One file at one number of threads: a row of the CSV, whose columns are these fields.
+
+    Args:
+        date: ISO 8601.
+        cpu: the machine's model of CPU.
+        runtime: package and version.
+        file: its name.
+        model, kind, quantization, head: as the file describes itself; empty where it doesn't.
+        size_bytes: of the file.
+        threads: that the runtime may use.
+        frames: that were measured; runs, of a `classify` or a `clip` file.
+        median_ms, mean_ms, p90_ms, p99_ms, max_ms: of the time from inputs to outputs, states fed
+            back. What comes before, resizing a camera's frame, is not in it.
+        memory_mb: resident memory, 10⁶ bytes, that opening the file and running a few frames added
+            to a fresh process: pages of the file that were read, packed weights and tensors; not
+            Python, NumPy and the runtime's own code.
+        operations: of the file.
+        delegated: how many of them XNNPACK takes.
+        partitions: connected parts that it takes them in; between them data changes hands.
+    """
+
+    date: str
+    cpu: str
+    runtime: str
+    file: str
+    model: str
+    kind: str
+    quantization: str
+    head: str
+    size_bytes: int
+    threads: int
+    frames: int
+    median_ms: float
+    mean_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+    memory_mb: float
+    operations: int
+    delegated: int
+    partitions: int
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Measurement))
+
+
+def rows_before(path: Path) -> str:
+    """The text of a CSV that rows can be appended to; empty where there is none.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    header = next(csv.reader(io.StringIO(text)), list(COLUMNS))
+    if tuple(header) != COLUMNS:
+        raise ValueError(
+            f"csv must be a new file, or have the columns {','.join(COLUMNS)}: move it away. "
+            f"Received: {path}, with {','.join(header)}"
+        )
+    return text
+
+
+def append_rows(path: Path, measurements: Iterable[Measurement]) -> None:
+    """Appends rows to a CSV with `COLUMNS`, which is made if absent.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    before = rows_before(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if not before:
+            writer.writeheader()
+        elif not before.endswith("\n"):
+            file.write("\n")
+        writer.writerows(map(_row, measurements))
+
+
+def _row(measurement: Measurement) -> dict[str, object]:
+    return {
+        name: f"{value:.3f}" if isinstance(value, float) else value
+        for name, value in dataclasses.asdict(measurement).items()
+    }
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """Measurements for the terminal."""
+    rows = [
+        (
+            m.file,
+            str(m.threads),
+            *(f"{ms:.2f}" for ms in (m.median_ms, m.mean_ms, m.p90_ms, m.p99_ms, m.max_ms)),
+            f"{m.size_bytes / 1e6:.1f}",
+            f"{m.memory_mb:.1f}",
+            f"{m.delegated}/{m.operations} in {m.partitions}",
+        )
+        for m in measurements
+    ]
+    header = ("file", "threads", "median ms", "mean", "p90", "p99", "max", "file MB", "memory MB")
+    return "\n".join(aligned([(*header, "XNNPACK takes"), *rows]))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines with columns of equal width, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        yield "  ".join([first.ljust(widths[0]), *cells])
