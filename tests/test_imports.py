@@ -40,7 +40,8 @@ ORDER = [
     "training.state", "training.listening", "training.stopping", "training.objective",
     "training.trainer", "training.assembly", "training.concluding", "training.run",
     "training.again",
-    "cli.models", "cli.training", "cli.use", "cli.data", "cli", "cli.__main__",
+    "export.profiler", "export.operations", "export.measurement", "export.benchmark",
+    "cli.models", "cli.training", "cli.use", "cli.data", "cli.edge", "cli", "cli.__main__",
 ]
 # fmt: on
 MODULES = {f"grw_keras.{name}" for name in ORDER}
@@ -58,6 +59,7 @@ NEEDS_NO_TENSORFLOW = [
     *(name for name in ORDER if name.startswith("data.") and name not in NEEDS_TENSORFLOW),
     "training.recipe_checks", "training.recipe", "training.runs", "training.checkpoint_files",
     "training.cluster", "training.launch", "training.stopping",
+    "export.profiler", "export.operations", "export.measurement", "export.benchmark",
     *(name for name in ORDER if name.startswith("cli")),
 ]
 # fmt: on

@@ -46,7 +46,8 @@ def _benchmark(
     if profile:
         for path in benchmark.with_heads(files):
             for count in threads:
-                print(f"\n{operations.profile(path, count, frames).slowest(profile)}")
+                found = operations.profile(path, count, frames)
+                print("", measurement.profile_table(found, profile), sep="\n")
 
 
 def _require_runtime() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+CALIBRATION_CLIPS = 24  # `to_tflite` takes 240 frames of them
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 
 
@@ -59,7 +60,7 @@ def _export(
         model, _ = again.load_model(run_folder)
     else:
         taken = again.open_split(run_folder, data, split, annotations=annotations)
-        model, calibration = taken.model, again.centre_clips(taken)
+        model, calibration = taken.model, again.centre_clips(taken, CALIBRATION_CLIPS)
     exported = to_tflite(
         model,
         Path(tflite, f"{name or Path(run_folder).resolve().name}.tflite"),

@@ -36,10 +36,11 @@ def take(source: Any, spec: ModelSpec, most_frames: int) -> list[np.ndarray]:
     return clips
 
 
-def first_frames(clips: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
-    """Equal parts of all clips, the first frames of each, `most` frames at the most."""
-    each = max(most // len(clips), 1)
-    return [clip[:each] for clip in clips[:most]]
+def spread(clips: Sequence[np.ndarray], most_frames: int) -> list[np.ndarray]:
+    """Whole clips from all over a list, `most_frames` in all at the most; one at least, cut."""
+    count = max(most_frames // max(map(len, clips)), 1)
+    chosen = np.unique(np.linspace(0, len(clips) - 1, count).round().astype(int))
+    return [clips[index][:most_frames] for index in chosen]
 
 
 def noise(spec: ModelSpec, frames: int) -> np.ndarray:

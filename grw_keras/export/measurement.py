@@ -6,6 +6,8 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from grw_keras.export.operations import Profile
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -20,11 +22,11 @@ class Measurement:
         size_bytes: of the file.
         threads: that the runtime may use.
         frames: that were measured; runs, of a `classify` or a `clip` file.
-        median_ms, mean_ms, p90_ms, p99_ms, max_ms: of the time from inputs to outputs, states fed
-            back. What comes before, resizing a camera's frame, is not in it.
+        median_ms, mean_ms, p90_ms, p99_ms, max_ms: of the time of a frame, its states fed back;
+            without what comes before, resizing a camera's frame, and after, softmax.
         memory_mb: resident memory, 10⁶ bytes, that opening the file and running a few frames added
-            to a fresh process: pages of the file that were read, packed weights and tensors; not
-            Python, NumPy and the runtime's own code.
+            to a fresh process: packed weights, tensors, and the pages of the file and of the
+            runtime's code that were touched; not Python and NumPy.
         operations: of the file.
         delegated: how many of them XNNPACK takes.
         partitions: connected parts that it takes them in; between them data changes hands.
@@ -109,10 +111,47 @@ def table(measurements: Sequence[Measurement]) -> str:
         for m in measurements
     ]
     header = ("file", "threads", "median ms", "mean", "p90", "p99", "max", "file MB", "memory MB")
-    return "\n".join(aligned([(*header, "XNNPACK takes"), *rows]))
+    return "\n".join(_aligned([(*header, "XNNPACK takes"), *rows]))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def profile_table(profile: Profile, shown: int) -> str:
+    """A profile for the terminal: time by kind of operation, and the slowest operations.
+
+    Args:
+        profile: of a file.
+        shown: how many of the slowest operations, >= 1.
+    """
+    kinds: dict[str, list[float]] = {}
+    for operation in profile.operations:
+        kinds.setdefault(operation.kind, []).append(operation.ms)
+    by_kind = sorted(kinds.items(), key=lambda item: -sum(item[1]))
+    slowest = sorted(profile.operations, key=lambda operation: -operation.ms)[:shown]
+    own_ms = sum(operation.ms for operation in profile.operations)
+    return "\n".join(
+        [
+            f"{profile.path}, threads: {profile.threads}",
+            f"{profile.frame_ms:.2f} ms a frame of zeros under the profiler of a CompiledModel,",
+            f"{own_ms:.2f} ms of them in operations, whole µs of each. CAPITALS: built-in kernels;",
+            "others: XNNPACK's own operations, which need not be those of the file.",
+            "",
+            *_aligned(
+                [
+                    ("kind", "operations", "ms"),
+                    *((kind, str(len(ms)), f"{sum(ms):.3f}") for kind, ms in by_kind),
+                ]
+            ),
+            "",
+            *_aligned(
+                [
+                    ("the slowest", "ms", "output"),
+                    *((o.kind, f"{o.ms:.3f}", o.name.partition(";")[0]) for o in slowest),
+                ]
+            ),
+        ]
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Rows as lines with columns of equal width, the first to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:

@@ -26,7 +26,7 @@ from ai_edge_quantizer import qtyping, quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
 from grw_keras.export import conversion
-from grw_keras.export.clips import first_frames
+from grw_keras.export.clips import spread
 from grw_keras.export.conversion import SIGNATURE, Kernel
 from grw_keras.export.layers import Affine
 from grw_keras.export.running import Feeds, Runner
@@ -124,7 +124,7 @@ def static_int8(
     backbone = f"(^|;){_BACKBONE}/"
     watched = quantizer.Quantizer(bytearray(flatbuffer))
     _add_static(watched, backbone, (*_STATIC_KERNELS, *_STATIC_GLUE))
-    feeds = Feeds(Runner(flatbuffer), first_frames(clips, SELECTION_FRAMES))
+    feeds = Feeds(Runner(flatbuffer), spread(clips, SELECTION_FRAMES))
     with _quiet():
         ranges = watched.calibrate({SIGNATURE: feeds})
 
@@ -178,7 +178,7 @@ def _selected(
         alone: the model with one layer in int8.
         takes: whether a layer may be in int8.
     """
-    few, more = (first_frames(clips, n) for n in (SENSITIVITY_FRAMES, SELECTION_FRAMES))
+    few, more = (spread(clips, n) for n in (SENSITIVITY_FRAMES, SELECTION_FRAMES))
     expected_few, expected = (Runner(flatbuffer).answers(c) for c in (few, more))
 
     def snr_db(candidate: bytes, frames, answers) -> float:

@@ -103,7 +103,7 @@ def to_tflite(
         if sensitivity:
             quantize.write_report(Path(folder, f"{path.stem}_sensitivity.csv"), sensitivity)
         report = verify.verify(
-            model, Path(folder, names[0]), clips_of.first_frames(clips, VERIFIED_FRAMES)
+            model, Path(folder, names[0]), clips_of.spread(clips, VERIFIED_FRAMES)
         )
         log.info("%s: %s", names[0], report)
         if not force:

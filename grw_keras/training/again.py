@@ -12,7 +12,7 @@ import tensorflow as tf
 from grw_keras import zoo
 from grw_keras.data.pipeline import evaluation_batches
 from grw_keras.data.scan import BadVideo
-from grw_keras.data.stores import FrameStore
+from grw_keras.data.stores import FrameStore, JoinedStore
 from grw_keras.evaluation import results
 from grw_keras.evaluation.evaluating import evaluate, sampling_of
 from grw_keras.evaluation.results import Evaluation
@@ -158,9 +158,17 @@ def open_split(
     )
 
 
-def centre_clips(taken: Taken, batch_size: int = 4) -> tf.data.Dataset:
-    """Batches of the split's centre clips, each with its label, in order."""
+def centre_clips(taken: Taken, most: int | None = None) -> tf.data.Dataset:
+    """The split's centre clips with their labels, in order, in batches of one.
+
+    Args:
+        taken: of `open_split`.
+        most: clips to take, from all over the split; None: all.
+    """
+    store = taken.store
+    if most is not None and len(store.clips) > most:
+        all_clips = store.clips.clips
+        chosen = [all_clips[i * len(all_clips) // most] for i in range(most)]
+        store = JoinedStore([store], dataclasses.replace(store.clips, clips=tuple(chosen)))
     sampling = sampling_of(taken.model.spec)
-    return evaluation_batches(
-        taken.store, sampling, batch_size, processes=taken.recipe.data.workers
-    )
+    return evaluation_batches(store, sampling, 1, processes=taken.recipe.data.workers)
