@@ -15,7 +15,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,8 @@ from grw_keras.export.verify import signal_to_noise_db
 
 BITS = 8
 LEAST_SNR_DB, WORTH_DB = 30.0, 1.0
-SELECTION_FRAMES, SENSITIVITY_FRAMES = 120, 48
+STATIC_LEAST_SNR_DB = 25.0  # where fine-tuned models kept their classes in our trials
+SENSITIVITY_FRAMES = 48
 
 Weights = Mapping[str, Affine]
 _Operation = qtyping.TFLOperationName
@@ -44,7 +44,6 @@ _STATIC_GLUE = (
     *(_Operation.ADD, _Operation.CONCATENATION, _Operation.STRIDED_SLICE),
     _Operation.AVERAGE_POOL_2D,
 )
-_BACKBONE = r"(stem|block\d+_layer\d+/\w+|head)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Sensitivity:
         operation: of TFLite.
         weights: how many it has.
         snr_db: of the answers with this layer alone in int8, dB.
-        kept: `"int8"` or `"float32"`, in the file.
+        kept: in the file: `"int8"`, `"int8 weights"` with float activations, or `"float32"`.
         why: the reason.
     """
 
@@ -82,7 +81,8 @@ def dynamic(flatbuffer: bytes) -> bytes:
 def dynamic_int8(
     flatbuffer: bytes, rounded: Weights, clips: Sequence[np.ndarray]
 ) -> tuple[bytes, list[Sensitivity]]:
-    """`dynamic`, with the most sensitive layers in float where the answers need that.
+    """`dynamic`; while the answers keep less than `LEAST_SNR_DB`, the layer that harms most goes
+    back to float, if that gains `WORTH_DB`.
 
     Args:
         flatbuffer: a float stream or embed model.
@@ -99,19 +99,39 @@ def dynamic_int8(
         work.add_weight_only_config(_scope(*layers), _Operation.DEPTHWISE_CONV_2D, BITS)
         return _finished(work)
 
-    return _selected(
-        flatbuffer,
-        clips,
-        quantise,
-        alone=lambda layer: quantise([layer]),
-        takes=lambda kernel: kernel.operation in _DYNAMIC,
-    )
+    alone = _each_alone(flatbuffer, clips, lambda layer: quantise([layer]))
+    taken = [kernel for kernel in alone if kernel.operation in _DYNAMIC]
+    by_harm = [kernel.layer for kernel in sorted(taken, key=alone.__getitem__)]
+    measure = _Measure(flatbuffer, clips)
+    spared, model = 0, quantise(by_harm)
+    reached = measure.snr_db(model)
+    while reached < LEAST_SNR_DB and spared < len(by_harm) - 1:
+        candidate = quantise(by_harm[spared + 1 :])
+        gained = measure.snr_db(candidate)
+        if gained < reached + WORTH_DB:
+            break
+        spared, model, reached = spared + 1, candidate, gained
+
+    def fate(kernel: Kernel) -> tuple[str, str]:
+        if kernel.operation not in _DYNAMIC:
+            return "float32", "few weights, and no int8 kernel takes float activations"
+        if kernel.layer in by_harm[:spared]:
+            return (
+                "float32",
+                f"among the {spared} that harm most: float gains {WORTH_DB} dB or more",
+            )
+        return "int8", f"with these layers in int8 the answers keep {reached:.1f} dB"
+
+    return model, _report(alone, fate)
 
 
 def static_int8(
     flatbuffer: bytes, rounded: Weights, clips: Sequence[np.ndarray]
 ) -> tuple[bytes, list[Sensitivity]]:
     """The backbone int8 throughout, by ranges that calibration saw; the head as in `dynamic`.
+
+    While the answers keep less than `STATIC_LEAST_SNR_DB`, the backbone's stages become `dynamic`
+    too, one after the other from the first, whose errors travel furthest.
 
     Args:
         flatbuffer: a float stream or embed model of bounded activations.
@@ -121,28 +141,43 @@ def static_int8(
     Returns:
         The model, and a report on each layer.
     """
-    backbone = f"(^|;){_BACKBONE}/"
+    kernels = conversion.kernels(flatbuffer)
+    stages = list(dict.fromkeys(filter(None, (_stage(kernel.layer) for kernel in kernels))))
     watched = quantizer.Quantizer(bytearray(flatbuffer))
-    _add_static(watched, backbone, (*_STATIC_KERNELS, *_STATIC_GLUE))
-    feeds = Feeds(Runner(flatbuffer), spread(clips, SELECTION_FRAMES))
+    _add_static(watched, _stages_scope(stages), (*_STATIC_KERNELS, *_STATIC_GLUE))
     with _quiet():
-        ranges = watched.calibrate({SIGNATURE: feeds})
+        ranges = watched.calibrate({SIGNATURE: Feeds(Runner(flatbuffer), clips)})
 
-    def quantise(layers: Sequence[str], glue: str | None = backbone) -> bytes:
-        work = quantizer.Quantizer(bytearray(_with(flatbuffer, rounded, layers)))
-        if glue is not None:
-            _add_static(work, glue, _STATIC_GLUE)
-        _add_static(work, _scope(*filter(_of_backbone, layers)), _STATIC_KERNELS)
-        _add_dynamic(work, _scope(*itertools.filterfalse(_of_backbone, layers)))
+    def quantise(static: Sequence[str]) -> bytes:
+        work = quantizer.Quantizer(bytearray(conversion.with_weights(flatbuffer, rounded)))
+        _add_dynamic(work, ".*")
+        _add_static(work, _stages_scope(static), (*_STATIC_GLUE, *_STATIC_KERNELS))
         return _finished(work, ranges)
 
-    return _selected(
-        flatbuffer,
-        clips,
-        quantise,
-        alone=lambda layer: quantise([layer], glue=None),
-        takes=lambda kernel: True,
-    )
+    def alone(layer: str) -> bytes:
+        work = quantizer.Quantizer(bytearray(_with(flatbuffer, rounded, [layer])))
+        if _stage(layer) is None:
+            _add_dynamic(work, _scope(layer))
+        else:
+            _add_static(work, _scope(layer), _STATIC_KERNELS)
+        return _finished(work, ranges)
+
+    measure = _Measure(flatbuffer, clips)
+    for first in range(len(stages)):
+        model = quantise(stages[first:])
+        reached = measure.snr_db(model)
+        if reached >= STATIC_LEAST_SNR_DB:
+            break
+
+    def fate(kernel: Kernel) -> tuple[str, str]:
+        stage = _stage(kernel.layer)
+        if stage in stages[first:]:
+            return "int8", f"with these stages in int8 the answers keep {reached:.1f} dB"
+        if kernel.operation in _DYNAMIC:
+            return "int8 weights", "its activations, in float, are quantised as they come"
+        return "float32", f"in {stage}, whose activations are floats: its errors travel furthest"
+
+    return model, _report(_each_alone(flatbuffer, clips, alone), fate)
 
 
 def with_rounded(flatbuffer: bytes, rounded: Weights) -> bytes:
@@ -160,56 +195,35 @@ def write_report(path: Path, report: Sequence[Sensitivity]) -> None:
             rows.writerow(values.values())
 
 
-def _selected(
-    flatbuffer: bytes,
-    clips: Sequence[np.ndarray],
-    quantise: Callable[[Sequence[str]], bytes],
-    *,
-    alone: Callable[[str], bytes],
-    takes: Callable[[Kernel], bool],
-) -> tuple[bytes, list[Sensitivity]]:
-    """Quantises; while the answers keep less than `LEAST_SNR_DB`, the layer that harms most goes
-    back to float, if that gains `WORTH_DB`.
+class _Measure:
+    """Signal-to-noise of a quantised model's answers against the float model's."""
 
-    Args:
-        flatbuffer: the float model.
-        clips: to measure with.
-        quantise: the model with layers of these names in int8, the others in float.
-        alone: the model with one layer in int8.
-        takes: whether a layer may be in int8.
-    """
-    few, more = (spread(clips, n) for n in (SENSITIVITY_FRAMES, SELECTION_FRAMES))
-    expected_few, expected = (Runner(flatbuffer).answers(c) for c in (few, more))
+    def __init__(self, flatbuffer: bytes, clips: Sequence[np.ndarray]):
+        self._clips = clips
+        self._expected = Runner(flatbuffer).answers(clips)
 
-    def snr_db(candidate: bytes, frames, answers) -> float:
-        return signal_to_noise_db(answers, Runner(candidate).answers(frames) - answers)
+    def snr_db(self, candidate: bytes) -> float:
+        received = Runner(candidate).answers(self._clips)
+        return signal_to_noise_db(self._expected, received - self._expected)
 
-    each = {
-        kernel: snr_db(alone(kernel.layer), few, expected_few)
-        for kernel in conversion.kernels(flatbuffer)
-    }
-    by_harm = [kernel.layer for kernel in sorted(filter(takes, each), key=each.__getitem__)]
-    spared, model = 0, quantise(by_harm)
-    reached = snr_db(model, more, expected)
-    while reached < LEAST_SNR_DB and spared < len(by_harm) - 1:
-        candidate = quantise(by_harm[spared + 1 :])
-        gained = snr_db(candidate, more, expected)
-        if gained < reached + WORTH_DB:
-            break
-        spared, model, reached = spared + 1, candidate, gained
 
-    def fate(kernel: Kernel) -> tuple[str, str]:
-        if not takes(kernel):
-            return "float32", "few weights, and no int8 kernel takes float activations"
-        if kernel.layer in by_harm[:spared]:
-            return "float32", f"among the {spared} that harm most: float gains {WORTH_DB} dB or more"
-        return "int8", f"with these layers in int8 the answers keep {reached:.1f} dB"
+def _each_alone(
+    flatbuffer: bytes, clips: Sequence[np.ndarray], alone: Callable[[str], bytes]
+) -> dict[Kernel, float]:
+    """What the answers keep, dB, when `alone(layer)` quantises a layer, for each layer."""
+    measure = _Measure(flatbuffer, spread(clips, SENSITIVITY_FRAMES))
+    kernels = conversion.kernels(flatbuffer)
+    return {kernel: measure.snr_db(alone(kernel.layer)) for kernel in kernels}
 
-    report = []
-    for kernel, harm in each.items():
+
+def _report(
+    alone: Mapping[Kernel, float], fate: Callable[[Kernel], tuple[str, str]]
+) -> list[Sensitivity]:
+    rows = []
+    for kernel, snr_db in alone.items():
         kept, why = fate(kernel)
-        report.append(Sensitivity(**kernel._asdict(), snr_db=harm, kept=kept, why=why))
-    return model, report
+        rows.append(Sensitivity(**kernel._asdict(), snr_db=snr_db, kept=kept, why=why))
+    return rows
 
 
 def _add_dynamic(work: quantizer.Quantizer, scope: str) -> None:
@@ -235,13 +249,20 @@ def _with(flatbuffer: bytes, rounded: Weights, layers: Iterable[str]) -> bytes:
     return conversion.with_weights(flatbuffer, chosen)
 
 
-def _of_backbone(layer: str) -> bool:
-    return re.fullmatch(_BACKBONE, layer) is not None
+def _stage(layer: str) -> str | None:
+    """The stage of the backbone that a layer is of: stem, block0, …, head; None for the rest."""
+    found = re.fullmatch(r"(stem|head|block\d+)(_layer\d+/\w+)?", layer)
+    return found and found[1]
+
+
+def _stages_scope(stages: Sequence[str]) -> str:
+    """A pattern of all operations of stages, those between the layers too."""
+    return f"(^|;)({'|'.join(stages)})[_/]"
 
 
 def _scope(*layers: str) -> str:
     """A pattern of the operations that stand under the names of layers."""
-    return f"(^|;)({'|'.join(map(re.escape, layers))})/" if layers else "^$"
+    return f"(^|;)({'|'.join(map(re.escape, layers))})/"
 
 
 @contextlib.contextmanager

@@ -103,7 +103,8 @@ class CausalTransformerHead(TransformerHead):
     without positions, and the logits are of the mean over the last `head_window` outputs.
 
     In a stream each frame is worked on once: keys, values and outputs of the frames before it are
-    kept, newest last. It takes the bidirectional head's weights and is fine-tuned from there.
+    kept, newest last. It takes the bidirectional head's weights, of its MLPs the strongest hidden
+    units (`grw_keras.zoo.matching`), and is fine-tuned from there.
     """
 
     def block(self, spec: ModelSpec, index: int) -> CausalBlock:

@@ -37,8 +37,8 @@ _RATES = ("dropout", "stochastic_depth")
 class ModelSpec:
     """Everything that defines a video classifier.
 
-    Sizes left at 0 take their usual value: `embed_dim` the backbone's own width, `head_mlp` 4 D,
-    `head_window` all `frames`.
+    Sizes left at 0 take their usual value: `embed_dim` the backbone's own width, `head_mlp` 4 D (D
+    in a causal head), `head_window` all `frames`.
 
     Args:
         backbone: one of `FEATURE_WIDTHS`.
@@ -130,7 +130,7 @@ class ModelSpec:
             if getattr(self, field) == 0:
                 object.__setattr__(self, field, value)
         if self.head_mlp == 0:
-            object.__setattr__(self, "head_mlp", 4 * self.embed_dim)
+            object.__setattr__(self, "head_mlp", self._usual_head_mlp())
         for field in (*_SIZES, "window", "seed"):
             value = getattr(self, field)
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -173,6 +173,10 @@ class ModelSpec:
         else:
             self._require("streaming", self.streaming, "True for MobileNetV3")
 
+    def _usual_head_mlp(self) -> int:
+        # In a stream a frame's latency is the reading of the head's weights, most of them here.
+        return self.embed_dim if self.head_attention == "causal" else 4 * self.embed_dim
+
     @property
     def family(self) -> str:
         """`"movinet"` or `"mobilenet"`."""
@@ -211,7 +215,7 @@ class ModelSpec:
         check_fields(changes)
         usual = {
             "embed_dim": FEATURE_WIDTHS[self.backbone],
-            "head_mlp": 4 * self.embed_dim,
+            "head_mlp": self._usual_head_mlp(),
             "head_window": self.frames,
         }
         implied = {field: 0 for field, value in usual.items() if getattr(self, field) == value}

@@ -74,6 +74,7 @@ def evaluate_again(
     """
     taken = open_split(path, data, split, annotations=annotations, workers=workers)
     folder, store = taken.folder, taken.store
+    report: Path | None
     if folder.started():
         report = folder.path / f"report_{split}.html"
         evaluation = concluding.conclude(

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ log = logging.getLogger("grw_keras")
 # Fields of the spec that weights fix: always, and where their head is the model's.
 _FIXED = ("activation", "gating_activation", "se_type", "frozen_batch_norm")
 _FIXED_BY_HEAD = ("classifier_activation", "embed_dim", "head_depth", "head_heads", "head_mlp")
+_MLP = re.compile(r"(transformer/layer\d+/mlp_)hidden/kernel")
 _RGB_STEM = "backbone/Conv/kernel"
 _FOLDED_VARIANCE = 1 - 1e-3  # what importers give a folded batch norm: epsilon makes it 1
 
@@ -97,6 +99,8 @@ def resolve(
     }
     if same_head(spec, imported) and file.get("head_attention") == "causal":
         changes |= {field: file[field] for field in ("head_attention", "head_window")}
+    elif spec.head_attention == "causal":
+        changes.pop("head_mlp", None)  # its hidden units are taken from the file's
     if is_folded(imported.tensors):
         changes["frozen_batch_norm"] = True
     if "frozen_batch_norm" in chosen and spec.frozen_batch_norm:
@@ -220,9 +224,25 @@ def _conformed(spec: ModelSpec, imported: Imported) -> dict[str, np.ndarray]:
     tensors = dict(imported.tensors)
     if imported.spec.get("conv_type", spec.conv_type) != spec.conv_type:
         tensors = convert_conv_type(tensors, spec.conv_type)
+    if spec.head_attention == "causal" and imported.spec.get("head_attention") != "causal":
+        tensors |= _strongest_units(tensors, spec.head_mlp)
     stem = tensors.get(_RGB_STEM)
     if spec.pair_input and stem is not None and stem.shape[2] == 3:
         # The frame and its base frame share the RGB kernel at first: a still clip of either
         # gives what the RGB model gives.
         tensors[_RGB_STEM] = np.concatenate([stem, stem], axis=2) / 2
     return tensors
+
+
+def _strongest_units(tensors: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """The transformer's MLPs with `count` hidden units each: those whose weights in and out have
+    the largest product of norms, in their order."""
+    fewer = {}
+    for prefix in (match[1] for match in map(_MLP.fullmatch, tensors) if match):
+        into, out = tensors[f"{prefix}hidden/kernel"], tensors[f"{prefix}output/kernel"]
+        strength = np.linalg.norm(into, axis=0) * np.linalg.norm(out, axis=1)
+        kept = np.sort(np.argsort(-strength, kind="stable")[:count])
+        fewer[f"{prefix}hidden/kernel"] = into[:, kept]
+        fewer[f"{prefix}hidden/bias"] = tensors[f"{prefix}hidden/bias"][kept]
+        fewer[f"{prefix}output/kernel"] = out[kept]
+    return fewer

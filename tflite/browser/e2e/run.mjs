@@ -1,7 +1,9 @@
 /**
  * Uses the built page as a person would, in headless Chromium, and prints what came of it as JSON.
  *
- *     node e2e/run.mjs DIST MODEL FRAMES_FOLDER VIDEO BAD_FILES_FOLDER SCREENSHOTS_FOLDER
+ *     node e2e/run.mjs DIST MODEL FRAMES_FOLDER VIDEO NUMBERED_VIDEO BAD_FILES_FOLDER SCREENSHOTS_FOLDER
+ *
+ * The frames of NUMBERED_VIDEO show their numbers in eight upright stripes, as binary digits.
  */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -10,7 +12,8 @@ import { basename, dirname, join } from 'node:path';
 import { chromium } from 'playwright-core';
 import { serve } from './server.mjs';
 
-const [dist, model, framesFolder, video, badFolder, screenshots] = process.argv.slice(2);
+const [dist, model, framesFolder, video, numberedVideo, badFolder, screenshots] =
+  process.argv.slice(2);
 const frames = readdirSync(framesFolder).map((name) => join(framesFolder, name));
 const PHONE = { width: 390, height: 844 };
 const DESKTOP = { width: 1200, height: 860 };
@@ -47,7 +50,8 @@ const complaints = [];
 page.on('request', (request) => requests.add(request.url()));
 page.on('websocket', (socket) => requests.add(socket.url()));
 page.on('console', (message) => {
-  if (message.type() === 'error') complaints.push(message.text());
+  // LiteRT's log comes as errors, too.
+  if (message.type() === 'error' && !/^(INFO|WARNING):/.test(message.text())) complaints.push(message.text());
 });
 page.on('pageerror', (error) => complaints.push(String(error)));
 
@@ -55,12 +59,31 @@ const text = (selector) => page.textContent(selector);
 const screenshot = (name) =>
   page.screenshot({ path: join(screenshots, `${name}.png`), fullPage: true });
 
-/** The page once the model is open. */
-async function open(query = '') {
-  await page.goto(address + query);
-  if (!query) await page.setInputFiles('#model-file', model);
-  await page.getByText('frames a second', { exact: false }).nth(1).waitFor();
-  await page.waitForFunction(() => /classes/.test(document.getElementById('model-about').textContent));
+async function opened() {
+  await page.getByText('600 classes').waitFor();
+}
+
+async function open() {
+  await page.goto(address);
+  await page.setInputFiles('#model-file', model);
+  await opened();
+}
+
+async function openByAddress() {
+  await page.goto(`${address}?model=${basename(model)}`);
+  await opened();
+}
+
+/** Drops a file on the page. */
+async function drop(path, type) {
+  const file = { name: basename(path), type, base64: readFileSync(path, 'base64') };
+  const dataTransfer = await page.evaluateHandle(({ name, type, base64 }) => {
+    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, { type }));
+    return transfer;
+  }, file);
+  await page.dispatchEvent('body', 'drop', { dataTransfer });
 }
 
 async function choose(kind, ...files) {
@@ -104,17 +127,17 @@ async function overImages() {
   const again = JSON.parse(await saved('json'));
   await page.locator('#smoothing').fill('0.5');
   await run();
+  await page.emulateMedia({ colorScheme: 'dark' });
+  await screenshot('dark');
+  await page.emulateMedia({ colorScheme: 'light' });
   return { answers, again, smoothed: JSON.parse(await saved('json')), csv, grown };
 }
 
 async function overVideo() {
-  await open(`?model=${basename(model)}`);
+  await openByAddress();
   await choose('video', video);
   await run();
-  for (const scheme of ['light', 'dark']) {
-    await page.emulateMedia({ colorScheme: scheme });
-    await screenshot(scheme);
-  }
+  await screenshot('light');
   await page.setViewportSize(PHONE);
   await screenshot('phone');
   const overflow = await page.evaluate(
@@ -122,6 +145,33 @@ async function overVideo() {
   );
   await page.setViewportSize(DESKTOP);
   return { label: await text('#answer-label'), answers: JSON.parse(await saved('json')), overflow };
+}
+
+/** Which frames of a video the page shows; all by drag and drop. */
+async function overNumberedVideo() {
+  await page.goto(address);
+  await drop(model, '');
+  await opened();
+  await page.evaluate(() => {
+    window.numbers = [];
+    const seen = document.getElementById('seen');
+    const canvas = document.getElementById('canvas');
+    new MutationObserver(() => {
+      if (!Number(seen.textContent)) return;
+      const { data, width } = canvas
+        .getContext('2d')
+        .getImageData(0, canvas.height / 2, canvas.width, 1);
+      let number = 0;
+      for (let bit = 0; bit < 8; bit++) {
+        const x = Math.floor(((bit + 0.5) * width) / 8);
+        number = 2 * number + (data[4 * x] > 127);
+      }
+      window.numbers.push(number);
+    }).observe(seen, { childList: true });
+  });
+  await drop(numberedVideo, 'video/mp4');
+  await run();
+  return page.evaluate(() => window.numbers);
 }
 
 async function overCamera() {
@@ -147,7 +197,7 @@ async function overBadFiles() {
   sentences['no model'] = await error();
   for (const name of readdirSync(badFolder)) {
     await page.setInputFiles('#model-file', join(badFolder, name));
-    await page.getByText(`${name}: opening`).waitFor();
+    await page.getByText(`${name} is not open.`).waitFor();
     sentences[name] = await error();
   }
   await screenshot('error');
@@ -172,7 +222,7 @@ async function overBadFiles() {
 
 /** By the keyboard alone, from the top of the page. */
 async function byKeyboard() {
-  await open(`?model=${basename(model)}`);
+  await openByAddress();
   const stops = [];
   for (let i = 0; i < 12; i++) {
     await page.keyboard.press('Tab');
@@ -185,6 +235,7 @@ try {
   const results = {
     images: await overImages(),
     video: await overVideo(),
+    numbers: await overNumberedVideo(),
     camera: await overCamera(),
     keyboard: await byKeyboard(),
     complaints: [...complaints],

@@ -16,15 +16,17 @@ const recording = new Recording();
 let model: { description: Description; session: StreamSession } | null = null;
 let resetWanted = false;
 let stop = new AbortController();
-/** All that uses the model comes one after the other. */
 let last: Promise<void> = Promise.resolve();
 
-function enqueue(task: () => Promise<void>): void {
+/** Stops what goes on, and starts a task after it: no two use a model at once. */
+function begin(task: (signal: AbortSignal) => Promise<void>): void {
   stop.abort();
+  stop = new AbortController();
+  const { signal } = stop;
   last = last.then(async () => {
     view.clearError();
     try {
-      await task();
+      await task(signal);
     } catch (error) {
       view.showError(error instanceof Refusal ? error.message : `Something broke: ${error}`);
     }
@@ -35,22 +37,29 @@ async function openModel(name: string, read: () => Promise<ArrayBuffer>): Promis
   model?.session.delete();
   model = null;
   recording.clear();
-  view.showNoModel(name);
-  const file = new Uint8Array(await read());
-  const description = await readDescription(file);
-  model = { description, session: new StreamSession(await compile(file), description) };
-  view.showModel(description);
+  view.restart();
+  view.showModel(`Opening ${name} …`);
+  try {
+    const file = new Uint8Array(await read());
+    const description = await readDescription(file);
+    model = { description, session: new StreamSession(await compile(file), description) };
+    const { labels, fps } = description;
+    view.showModel(`${description.name}: ${labels.length} classes, ${fps} frames a second`);
+  } catch (error) {
+    view.showModel(`${name} is not open.`);
+    throw error;
+  }
 }
 
-async function run(source: Source): Promise<void> {
+async function run(signal: AbortSignal): Promise<void> {
   if (!model) throw new Refusal('Choose a model file first.');
   const { description, session } = model;
-  stop = new AbortController();
+  const source = chosenSource();
   resetWanted = true;
   view.showRunning(true);
   try {
-    for await (const frame of source(description.fps, stop.signal)) {
-      if (resetWanted || frame.startsScene) session.reset();
+    for await (const frame of source(description.fps, signal)) {
+      if (resetWanted || frame.afterGap) session.reset();
       if (resetWanted) {
         recording.clear();
         view.restart();
@@ -67,7 +76,7 @@ async function run(source: Source): Promise<void> {
         recording.times.slice(-SHOWN_FRAMES),
         recording.probabilities.slice(-SHOWN_FRAMES),
       );
-      if (stop.signal.aborted) break;
+      if (signal.aborted) break;
     }
   } finally {
     view.showRunning(false);
@@ -91,11 +100,14 @@ async function fetchModel(address: string): Promise<ArrayBuffer> {
   return response.arrayBuffer();
 }
 
-view.onModel = (file) => enqueue(() => openModel(file.name, () => file.arrayBuffer()));
-view.onStart = () => enqueue(() => run((fps, signal) => chosenSource()(fps, signal)));
+view.onModel = (file) => begin(() => openModel(file.name, () => file.arrayBuffer()));
+view.onStart = () => begin(run);
 view.onStop = () => stop.abort();
 view.onReset = () => (resetWanted = true);
-view.onSave = (kind) => model && view.save(kind, recording[kind](model.description));
+view.onSave = (kind) => {
+  if (!model) return;
+  view.save(`${model.description.name}.${kind}`, recording[kind](model.description));
+};
 
 const address = new URLSearchParams(location.search).get('model');
-if (address) enqueue(() => openModel(address, () => fetchModel(address)));
+if (address) begin(() => openModel(address, () => fetchModel(address)));

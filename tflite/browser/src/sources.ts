@@ -7,8 +7,8 @@ import { Refusal } from './refusal';
 export interface Frame {
   timeS: number;
   picture: Picture;
-  /** Whether it follows a gap, so that what came before is another scene. */
-  startsScene: boolean;
+  /** Whether frames are missing before it: what came before is then another scene. */
+  afterGap: boolean;
 }
 
 /** Frames until there are no more, or the signal is aborted. */
@@ -51,7 +51,7 @@ export function imageFiles(screen: Screen, files: File[]): Source {
       if (signal.aborted) return;
       screen.draw(bitmap, bitmap.width, bitmap.height);
       bitmap.close();
-      yield { timeS: index / fps, picture: screen.read(), startsScene: index === 0 };
+      yield { timeS: index / fps, picture: screen.read(), afterGap: false };
     }
   };
 }
@@ -61,6 +61,8 @@ export function videoFile(screen: Screen, file: File): Source {
   return async function* (fps, signal) {
     const video = document.createElement('video');
     video.muted = true;
+    video.playsInline = true;
+    video.preload = 'auto';
     video.src = URL.createObjectURL(file);
     try {
       await decoded(video, 'loadeddata', file.name);
@@ -72,7 +74,7 @@ export function videoFile(screen: Screen, file: File): Source {
         await decoded(video, 'seeked', file.name);
         if (signal.aborted) return;
         screen.draw(video, video.videoWidth, video.videoHeight);
-        yield { timeS: tick / fps, picture: screen.read(), startsScene: tick === 0 };
+        yield { timeS: tick / fps, picture: screen.read(), afterGap: false };
       }
     } finally {
       URL.revokeObjectURL(video.src);
@@ -90,8 +92,8 @@ export function camera(screen: Screen): Source {
     video.playsInline = true;
     video.srcObject = stream;
     // Browsers give hidden pages no frames.
-    let startsScene = true;
-    const onHidden = () => (startsScene = true);
+    let wasHidden = false;
+    const onHidden = () => (wasHidden = true);
     document.addEventListener('visibilitychange', onHidden);
     try {
       await video.play();
@@ -103,8 +105,9 @@ export function camera(screen: Screen): Source {
         screen.draw(video, video.videoWidth, video.videoHeight);
         if (!clock.wants(timeS)) continue;
         startS ??= timeS;
-        yield { timeS: timeS - startS, picture: screen.read(), startsScene };
-        startsScene = false;
+        const afterGap = wasHidden;
+        wasHidden = false;
+        yield { timeS: timeS - startS, picture: screen.read(), afterGap };
       }
     } finally {
       document.removeEventListener('visibilitychange', onHidden);

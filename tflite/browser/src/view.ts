@@ -1,7 +1,6 @@
 /** All that touches the page's elements. */
 
 import { Chart } from './chart';
-import type { Description } from './description';
 import { Trends } from './trends';
 
 /** How many frames the chart shows: 20 s at 5 frames a second. */
@@ -23,7 +22,6 @@ export class View {
   private readonly smoothingInput = element<HTMLInputElement>('smoothing');
   private readonly chart = new Chart(element('chart'), element('legend'));
   private trends = new Trends();
-  private modelName = '';
   private frames = 0;
   private ticks: { timeMs: number; latencyMs: number }[] = [];
 
@@ -69,14 +67,8 @@ export class View {
     element('error').hidden = true;
   }
 
-  showNoModel(opening: string): void {
-    this.restart();
-    element('model-about').textContent = `${opening}: opening …`;
-  }
-
-  showModel({ name, fps, labels }: Description): void {
-    this.modelName = name;
-    element('model-about').textContent = `${name}: ${labels.length} classes, ${fps} frames a second`;
+  showModel(about: string): void {
+    element('model-about').textContent = about;
   }
 
   showRunning(running: boolean): void {
@@ -106,7 +98,7 @@ export class View {
     element('latency').textContent = `${mean.toFixed(0)} ms`;
     if (count) {
       const fps = (1000 * count) / (this.ticks[count].timeMs - first.timeMs);
-      element('fps').textContent = `${fps.toFixed(1)} of ${wantedFps}`;
+      element('fps').textContent = fps.toFixed(1) + (fps < wantedFps ? ` of ${wantedFps}` : '');
     }
   }
 
@@ -133,11 +125,10 @@ export class View {
     this.allowSaving(true);
   }
 
-  save(kind: Saved, text: string): void {
-    const type = kind === 'csv' ? 'text/csv' : 'application/json';
+  save(name: string, text: string): void {
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([text], { type }));
-    link.download = `${this.modelName}.${kind}`;
+    link.href = URL.createObjectURL(new Blob([text]));
+    link.download = name;
     link.click();
     URL.revokeObjectURL(link.href);
   }
