@@ -1,9 +1,10 @@
 /**
  * Uses the built page as a person would, in headless Chromium, and prints what came of it as JSON.
  *
- *     node e2e/run.mjs DIST MODEL FRAMES_FOLDER VIDEO NUMBERED_VIDEO BAD_FILES_FOLDER SCREENSHOTS_FOLDER
+ *     node e2e/run.mjs DIST MODEL FRAMES_FOLDER VIDEO NUMBERED_VIDEO BAD_FILES SCREENSHOTS
  *
- * The frames of NUMBERED_VIDEO show their numbers in eight upright stripes, as binary digits.
+ * The last two are folders. The frames of NUMBERED_VIDEO show their numbers in eight upright
+ * stripes, as binary digits.
  */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -51,7 +52,8 @@ page.on('request', (request) => requests.add(request.url()));
 page.on('websocket', (socket) => requests.add(socket.url()));
 page.on('console', (message) => {
   // LiteRT's log comes as errors, too.
-  if (message.type() === 'error' && !/^(INFO|WARNING):/.test(message.text())) complaints.push(message.text());
+  const line = message.text();
+  if (message.type() === 'error' && !/^(INFO|WARNING):/.test(line)) complaints.push(line);
 });
 page.on('pageerror', (error) => complaints.push(String(error)));
 
@@ -91,15 +93,31 @@ async function choose(kind, ...files) {
   if (files.length) await page.setInputFiles(`[data-source=${kind}] input`, files);
 }
 
+/** Clicks, and waits until an element's property changes to a value, however shortly it has it. */
+async function click(selector, id, property, value) {
+  await page.evaluate(
+    ([id, property, value]) => {
+      const element = document.getElementById(id);
+      window.changed = new Promise((resolve) => {
+        const onChange = () => element[property] === value && resolve();
+        new MutationObserver(onChange).observe(element, { attributes: true, childList: true });
+      });
+    },
+    [id, property, value],
+  );
+  await page.click(selector);
+  await page.evaluate(() => window.changed);
+}
+
 /** Runs a file or files to the end. */
 async function run() {
-  await page.click('#start');
-  await page.waitForSelector('#stop:enabled');
-  await page.waitForSelector('#stop:disabled');
+  await click('#start', 'stop', 'disabled', true);
 }
 
 async function saved(kind) {
-  const [download] = await Promise.all([page.waitForEvent('download'), page.click(`#save-${kind}`)]);
+  const downloading = page.waitForEvent('download');
+  await page.click(`#save-${kind}`);
+  const download = await downloading;
   return readFileSync(await download.path(), 'utf8');
 }
 
@@ -182,11 +200,9 @@ async function overCamera() {
   await browser.grantPermissions(['camera']);
   await page.click('#start');
   await seen(8);
-  await page.click('#reset');
-  await page.waitForFunction(() => Number(document.getElementById('seen').textContent) < 8);
+  await click('#reset', 'seen', 'textContent', '–');
   await seen(6);
-  await page.click('#stop');
-  await page.waitForSelector('#stop:disabled');
+  await click('#stop', 'stop', 'disabled', true);
   return { refused, answers: JSON.parse(await saved('json')) };
 }
 
@@ -224,9 +240,10 @@ async function overBadFiles() {
 async function byKeyboard() {
   await openByAddress();
   const stops = [];
-  for (let i = 0; i < 12; i++) {
+  for (let i = 0; i < 4; i++) {
     await page.keyboard.press('Tab');
-    stops.push(await page.evaluate(() => document.activeElement.id || document.activeElement.value));
+    const focused = page.locator(':focus');
+    stops.push(await focused.evaluate(({ id, value }) => id || value));
   }
   return stops;
 }

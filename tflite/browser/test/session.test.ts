@@ -46,7 +46,9 @@ class Adder implements Graph {
   delete(): void {}
 }
 
-const picture = (red: number) => ({ data: Uint8ClampedArray.of(red, 0, 0, 255), width: 1, height: 1 });
+function picture(red: number) {
+  return { data: Uint8ClampedArray.of(red, 0, 0, 255), width: 1, height: 1 };
+}
 
 it('feeds states back by name, and forgets them by reset', async () => {
   const session = new StreamSession(new Adder(), ABOUT);
