@@ -11,8 +11,10 @@ import tensorflow as tf
 import tf_keras
 
 import grw_keras
+from grw_keras import zoo
 from tests import video_files
 from tests.hub_server import File, HubServer
+from tests.zoo_helpers import random_clips, randomize
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -81,7 +83,7 @@ def test_the_zoo_from_download_to_stream(shared, tmp_path, monkeypatch, capsys):
         path = "/DrGil/grw-smoothing-movinet/resolve/main/a0s_grw.pt"
         hub.files[path] = File(body, linked=True)
         monkeypatch.setenv("HF_ENDPOINT", hub.url())
-        exec(block("camera"), names)
+        exec(block("to_streaming"), names)
     assert "movinet_a3_grw" in capsys.readouterr().out
     assert (tmp_path / "my_model" / "model.safetensors").stat().st_size > 1e6
     assert names["probabilities"].shape == (6,)
@@ -103,3 +105,20 @@ def test_training_from_python(tmp_path, monkeypatch, capsys):
     assert np.isfinite(loss)
     assert names["model"].labels == tuple("abcdef")
     assert names["steps"] == 3
+
+
+@pytest.mark.slow
+def test_export_and_stream(tmp_path, monkeypatch, capsys):
+    """With a small model of random weights, on noise."""
+    monkeypatch.chdir(tmp_path)
+    spec = {"resolution": 32, "num_classes": 6}
+    model = randomize(zoo.load("movinet_a0_stream", None, compile=False, **spec))
+    model.labels = tuple("abcdef")
+    camera = np.random.default_rng(1).integers(0, 256, (3, 90, 120, 3), np.uint8)
+    names = {"model": model, "clips": random_clips(2, 8), "camera": camera}
+    exec(block("export.to_tflite"), names)
+    assert names["probabilities"].shape == (6,)
+    printed = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
+    assert [len(top) for top in printed] == [3, 3, 3]
+    assert {label for top in printed for label, _ in top} <= set("abcdef")
+    assert (tmp_path / "a0s_sensitivity.csv").is_file()

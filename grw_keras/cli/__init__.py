@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from grw_keras.cli import data, edge, exporting, models, training, use
+from grw_keras.cli import data, edge, models, training, use
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="grw-keras", description=__doc__.split("\n")[0], allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for part in (models, training, use, exporting, data, edge):
+    for part in (models, training, use, data, edge):
         part.add_commands(commands)
     return parser

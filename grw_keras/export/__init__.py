@@ -21,7 +21,16 @@ _MODULES = {
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name in ("ai_edge_litert", "ai_edge_quantizer"):
+            raise ImportError(
+                "Exporting needs the extra 'edge': pip install 'grw-keras[edge]'. "
+                f"Received: {error}"
+            ) from error
+        raise
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:
