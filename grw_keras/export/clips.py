@@ -7,7 +7,7 @@ import numpy as np
 
 from grw_keras.models.spec import ModelSpec
 
-_NOISE_SEED = 0
+_NOISE_SEED, _CELLS = 0, 8
 
 
 def take(source: Any, spec: ModelSpec, most_frames: int) -> list[np.ndarray]:
@@ -43,14 +43,18 @@ def spread(clips: Sequence[np.ndarray], most_frames: int) -> list[np.ndarray]:
     return [clips[index][:most_frames] for index in chosen]
 
 
-def noise(spec: ModelSpec, frames: int) -> np.ndarray:
-    """A clip [N, S, S, 3] of coarse coloured noise that drifts, where no clips are given."""
+def noise(spec: ModelSpec, clips: int, frames: int) -> list[np.ndarray]:
+    """Clips [N, S, S, 3] of coarse noise that drifts, each of a colour and contrast of its own: for
+    where no clips are given."""
     rng = np.random.default_rng(_NOISE_SEED)
-    size, cells = spec.resolution, 8
-    grid = rng.random((frames + cells, cells, 3), np.float32)
-    rows = np.arange(size) * cells // size
-    clip = [grid[start : start + cells][rows][:, rows] for start in range(frames)]
-    return np.stack(clip)
+    rows = np.arange(spec.resolution) * _CELLS // spec.resolution
+    made = []
+    for _ in range(clips):
+        cells = rng.random((frames + _CELLS, _CELLS, 3), np.float32)
+        cells = rng.random(3, np.float32) * cells ** rng.uniform(0.3, 3.0)
+        clip = [cells[start : start + _CELLS][rows][:, rows] for start in range(frames)]
+        made.append(np.stack(clip).astype(np.float32))
+    return made
 
 
 def _one_by_one(source: Any) -> Iterable[np.ndarray]:

@@ -42,7 +42,7 @@ def to_flatbuffer(graph: Graph, *, float16: bool = False) -> bytes:
     signature = [{name: tf.TensorSpec(shape, name=name) for name, shape in graph.inputs.items()}]
     function = tf.function(graph.compute, input_signature=signature, autograph=False)
     module = tf.Module()
-    module.parts = graph.tracked
+    module.read = list(graph.variables)
     with tempfile.TemporaryDirectory() as folder:
         concrete = function.get_concrete_function()
         tf.saved_model.save(module, folder, signatures={SIGNATURE: concrete})

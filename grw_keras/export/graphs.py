@@ -1,7 +1,7 @@
 """The graphs that files are made of: signatures and what they compute."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -29,12 +29,12 @@ class Graph:
     Args:
         inputs: shape of each input, all float32.
         compute: a dictionary of inputs in, a dictionary of outputs out.
-        tracked: what holds the variables that it reads; None where all is constant.
+        variables: that it reads; none where all is constant.
     """
 
     inputs: Shapes
     compute: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
-    tracked: tf.Module | None = None
+    variables: Sequence[tf.Variable] = ()
 
 
 class LeanModel:
@@ -54,7 +54,7 @@ class LeanModel:
             )
         self.spec = spec
         self.layers = Layers()
-        self.tracked = None if spec.family == "movinet" else model.backbone
+        self.variables = [] if spec.family == "movinet" else model.backbone.weights
         tensors = pretrained.weights_of(model)
         self.backbone: LeanMovinet | LeanMobileNet
         self.head: LeanBidirectional | LeanCausal | LeanClassifier | LeanFrameAverage
@@ -82,7 +82,7 @@ class LeanModel:
             return {"logits": logits, **backbone, **head, COUNT: count}
 
         states = {**self.backbone.initial_states(), **self.head.initial_states(), COUNT: (1,)}
-        return Graph({**self._image(), **states}, compute, self.tracked)
+        return Graph({**self._image(), **states}, compute, self.variables)
 
     def embed(self) -> Graph:
         """One frame in, its embedding out."""
@@ -94,7 +94,7 @@ class LeanModel:
             return {"embedding": head.embed(features), **backbone, COUNT: count}
 
         states = {**self.backbone.initial_states(), COUNT: (1,)}
-        return Graph({**self._image(), **states}, compute, self.tracked)
+        return Graph({**self._image(), **states}, compute, self.variables)
 
     def classify(self) -> Graph:
         """A window of embeddings in, logits out."""
@@ -131,4 +131,4 @@ def whole_clip_graph(model: VideoClassifier) -> Graph:
         return {"logits": model(inputs["clip"], training=False)}
 
     clip = (1, spec.frames, spec.resolution, spec.resolution, 3)
-    return Graph({"clip": clip}, compute, model)
+    return Graph({"clip": clip}, compute, model.weights)

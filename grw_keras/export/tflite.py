@@ -20,6 +20,7 @@ log = logging.getLogger("grw_keras")
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 VERIFIED_FRAMES = 60
 CALIBRATION_FRAMES = 240
+NOISE_CLIPS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,8 +143,8 @@ def _check(path: Path, quantization: str | None, calibration: Any, whole_clip: b
 def _clips(model: VideoClassifier, calibration: Any, whole_clip: bool) -> list[np.ndarray]:
     if calibration is not None:
         return clips_of.take(calibration, model.spec, CALIBRATION_FRAMES)
-    frames = model.spec.frames if whole_clip else VERIFIED_FRAMES
-    return [clips_of.noise(model.spec, frames)]
+    frames = model.spec.frames if whole_clip else VERIFIED_FRAMES // NOISE_CLIPS
+    return clips_of.noise(model.spec, NOISE_CLIPS, frames)
 
 
 def _flatbuffer(

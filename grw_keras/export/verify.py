@@ -119,11 +119,15 @@ def compare(expected: Sequence[np.ndarray], received: Sequence[np.ndarray]) -> R
 
 
 def signal_to_noise_db(signal: np.ndarray, noise: np.ndarray) -> float:
-    """Power of a signal [n, channels], each channel less its mean, over a noise's, dB."""
+    """Power of a signal [n, channels] over a noise's, dB; infinite without noise.
+
+    The signal is each channel less its mean over the n, or, where n is 1, less the channels' mean.
+    """
     power = np.mean(np.square(noise, dtype=np.float64))
     if power == 0:
         return math.inf
-    return float(10 * np.log10(np.mean(np.var(signal.astype(np.float64), axis=0)) / power))
+    axis = 0 if len(signal) > 1 else 1
+    return float(10 * np.log10(np.mean(np.var(signal.astype(np.float64), axis=axis)) / power))
 
 
 def require(report: Report, quantization: str | None) -> None:

@@ -124,7 +124,7 @@ def open_split(
     annotations: Sequence[str | os.PathLike] = (),
     workers: int | None = None,
 ) -> Taken:
-    """Opens a run, or any model, and one split of data; arguments and errors of `evaluate_again`."""
+    """A run, or any model, and one split of data; arguments and errors of `evaluate_again`."""
     folder = RunFolder.at(path)
     model, _ = load_model(path)
     is_run = folder.started()

@@ -1,0 +1,320 @@
+"""Exported files: their form, their answers, the gate, and what others' clients make of them."""
+
+import csv
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+
+from grw_keras import export
+from grw_keras.export import clips as clips_of
+from grw_keras.export import conversion, quantize, rounding, verify
+from grw_keras.export.graphs import LeanModel
+from grw_keras.export.layers import Affine
+from grw_keras.lite import StreamSession
+from grw_keras.models.classifier import VideoClassifier
+from grw_keras.zoo import registry
+from tests.test_lean_graphs import streamed
+from tests.zoo_helpers import random_clips, randomize
+
+SIZE, LABELS = 36, tuple("abcdef")
+pytestmark = pytest.mark.slow
+
+
+def small(name, **changes):
+    spec = {"resolution": SIZE, "num_classes": 6, "frames": 8, "head_window": 4, **changes}
+    model = randomize(VideoClassifier(registry.get(name).replace(spec)))
+    model.labels = LABELS
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small("movinet_a0_stream_grw")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return random_clips(1, 8, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def float_file(model, tmp_path_factory):
+    return export.to_tflite(model, tmp_path_factory.mktemp("float") / "a0s.tflite")
+
+
+def answers(path, clip):
+    return verify.streamed_by_file(path, [clip[0].numpy()])[0]
+
+
+def test_file_answers_as_the_model(model, float_file, clip):
+    expected = streamed(model, clip)
+    assert np.abs(answers(float_file.path, clip) - expected).max() < 1e-4 * np.ptp(expected)
+    assert float_file.report.top1_agreement == 1.0
+
+
+def test_file_holds_builtin_operations_alone(float_file):
+    found = conversion.operations(float_file.path.read_bytes())
+    assert found["CONV_2D"] > 50
+    assert not [name for name in found if name.startswith("CUSTOM") or "FLEX" in name.upper()]
+
+
+def test_description_is_inside_and_beside_the_file(model, float_file):
+    path, spec = float_file.path, model.spec
+    with zipfile.ZipFile(path) as archive:
+        inside = json.loads(archive.read("grw_keras.json"))
+        assert archive.read("labels.txt").decode().split("\n")[:-1] == list(LABELS)
+    assert inside == json.loads(path.with_suffix(".json").read_text())
+    assert (inside["kind"], inside["name"]) == ("stream", "movinet_a0_stream_grw")
+    assert (inside["fps"], inside["crop_px"], inside["resize_px"]) == (5.0, SIZE, spec.resize)
+    assert (inside["labels"], inside["window_frames"]) == (list(LABELS), 4)
+    assert inside["head"] == "bidirectional"
+
+
+def test_the_same_model_gives_the_same_bytes(model, float_file, tmp_path):
+    again = export.to_tflite(model, tmp_path / "again.tflite")
+    assert again.path.read_bytes() == float_file.path.read_bytes()
+
+
+def test_googles_raspberry_pi_client_runs_the_file(model, float_file, clip):
+    """Its logic, by its description: the only signature; all inputs but `image` are states, zeros
+    of their dtype at first; H and W of `image` without its dimensions of 1; every output but
+    `logits` is fed back under its name; softmax; a line of the label file for each class."""
+    interpreter = Interpreter(str(float_file.path))
+    (signature,) = interpreter.get_signature_list()
+    runner = interpreter.get_signature_runner(signature)
+    details = runner.get_input_details()
+    height, width, _ = np.squeeze(np.empty(details["image"]["shape"])).shape
+    assert (height, width) == (SIZE, SIZE)
+    states = {
+        name: np.zeros(detail["shape"], detail["dtype"])
+        for name, detail in details.items()
+        if name != "image"
+    }
+    with zipfile.ZipFile(float_file.path) as archive:
+        labels = archive.read("labels.txt").decode().splitlines()
+    said = []
+    for frame in clip[0].numpy():
+        outputs = runner(**states, image=frame[None, None].astype(np.float32))
+        logits = outputs.pop("logits")[0]
+        assert outputs.keys() == states.keys()
+        states = outputs
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        said.append(labels[int(np.argmax(probabilities))])
+    assert said == [LABELS[i] for i in streamed(model, clip).argmax(-1)]
+
+
+def test_googles_android_client_finds_what_it_needs(float_file):
+    """Signature `serving_default`, static shapes, H and W from shape[2] and shape[3], float32
+    logits, each state as many bytes out as in."""
+    interpreter = Interpreter(str(float_file.path))
+    assert list(interpreter.get_signature_list()) == ["serving_default"]
+    runner = interpreter.get_signature_runner("serving_default")
+    inputs, outputs = runner.get_input_details(), runner.get_output_details()
+    assert inputs["image"]["shape"].tolist() == [1, 1, SIZE, SIZE, 3]
+    assert outputs["logits"]["dtype"] == np.float32
+    for name, detail in inputs.items():
+        assert detail["dtype"] == np.float32
+        assert (detail["shape_signature"] > 0).all()
+        if name != "image":
+            assert outputs[name]["shape"].prod() == detail["shape"].prod()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "share", "least_snr_db"), [("float16", 0.55, 40), ("dynamic", 0.45, 10)]
+)
+def test_small_files_answer_nearly_as_the_model(
+    model, float_file, tmp_path, clip, quantization, share, least_snr_db
+):
+    made = export.to_tflite(model, tmp_path / "m.tflite", quantization=quantization)
+    assert made.path.stat().st_size < share * float_file.path.stat().st_size
+    expected = streamed(model, clip)
+    difference = answers(made.path, clip) - expected
+    assert verify.signal_to_noise_db(expected, difference) > least_snr_db
+    assert np.abs(difference).max() > 0
+
+
+@pytest.fixture(scope="module")
+def int8_file(model, clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8")
+    calibration = random_clips(4, 8, seed=3, size=SIZE)
+    return export.to_tflite(
+        model, folder / "m.tflite", quantization="int8", calibration=calibration
+    )
+
+
+def types_of_kernels(path):
+    """The type of each kernel in a file, by layer."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    (graph,) = model.subgraphs
+    kernels = conversion.kernels(path.read_bytes())
+    operators = [
+        operator
+        for name, operator, _ in conversion._operators(model)
+        if name in conversion.WITH_KERNEL
+    ]
+    return {
+        kernel.layer: graph.tensors[operator.inputs[1]].type == schema.TensorType.INT8
+        for kernel, operator in zip(kernels, operators, strict=True)
+    }
+
+
+def test_int8_report_tells_what_is_in_the_file(int8_file):
+    with int8_file.path.with_name("m_sensitivity.csv").open() as file:
+        kept = {row["layer"]: row["kept"] for row in csv.DictReader(file)}
+    assert {layer: "int8" in how for layer, how in kept.items()} == types_of_kernels(int8_file.path)
+    assert sum(how == "int8" for how in kept.values()) > 50
+
+
+def test_int8_is_better_than_rounding_to_nearest(model, int8_file, clip, tmp_path):
+    nearest = export.to_tflite(model, tmp_path / "n.tflite", quantization="dynamic", force=True)
+    expected = streamed(model, clip)
+    ours, theirs = (
+        verify.signal_to_noise_db(expected, answers(path, clip) - expected)
+        for path in (int8_file.path, nearest.path)
+    )
+    assert ours > theirs + 3
+
+
+def test_bounded_models_are_int8_throughout(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "STATIC_LEAST_SNR_DB", -100.0)  # random weights keep less
+    model = small("movinet_a0_stream_relu6")
+    calibration = random_clips(4, 8, seed=3, size=SIZE)
+    made = export.to_tflite(
+        model, tmp_path / "m.tflite", quantization="int8", calibration=calibration, force=True
+    )
+    kept = {row.layer: row.kept for row in made.sensitivity}
+    assert {layer for layer, how in kept.items() if how != "int8"} == {"classifier", "logits"}
+    assert all(types_of_kernels(made.path).values())
+
+
+def test_split_files_answer_as_the_model(model, clip, tmp_path):
+    made = export.to_tflite(model, tmp_path / "m.tflite", split_head=True)
+    assert [path.name for path in made.files] == ["m_embed.tflite", "m_classify.tflite"]
+    expected = streamed(model, clip)
+    assert np.abs(answers(made.path, clip) - expected).max() < 1e-4 * np.ptp(expected)
+    session = StreamSession(made.path, head_stride=3)
+    logits = []
+    for frame in clip[0].numpy():
+        session.step(frame)
+        logits.append(session.logits)
+    np.testing.assert_allclose(logits[3], expected[3], atol=1e-4 * np.ptp(expected))
+    np.testing.assert_array_equal(logits[4], logits[3])
+
+
+def test_whole_clips(model, clip, tmp_path):
+    made = export.to_tflite(model, tmp_path / "clip.tflite", whole_clip=True)
+    run = Interpreter(str(made.path)).get_signature_runner()
+    np.testing.assert_allclose(run(clip=clip.numpy())["logits"], model(clip), atol=1e-4)
+    with pytest.raises(ValueError, match="whole clips"):
+        StreamSession(made.path)
+
+
+def test_the_gate_refuses_a_file_that_answers_otherwise(model, tmp_path, monkeypatch):
+    convert = conversion.to_flatbuffer
+
+    def broken(graph, **options):
+        flatbuffer = convert(graph, **options)
+        stem = LeanModel(model).layers.weights["stem"]
+        return conversion.with_weights(flatbuffer, {"stem": Affine(1.3 * stem.kernel, stem.bias)})
+
+    monkeypatch.setattr(conversion, "to_flatbuffer", broken)
+    with pytest.raises(export.VerificationError, match="60 dB") as refused:
+        export.to_tflite(model, tmp_path / "m.tflite")
+    assert refused.value.report.snr_db < 60
+    assert list(tmp_path.iterdir()) == []
+    export.to_tflite(model, tmp_path / "m.tflite", force=True)
+    assert (tmp_path / "m.tflite").is_file()
+
+
+CLIP = np.zeros([8, SIZE, SIZE, 3], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": "m.bin"}, ValueError, "must end in .tflite"),
+        ({"quantization": "int4"}, ValueError, "must be one of None, 'float16'"),
+        ({"quantization": "int8"}, ValueError, "'int8' needs `calibration`"),
+        (
+            {"quantization": "int8", "calibration": [CLIP], "whole_clip": True},
+            ValueError,
+            "for streams",
+        ),
+        ({"split_head": True, "whole_clip": True}, ValueError, "don't go together"),
+        ({"calibration": []}, ValueError, "at least one clip"),
+        ({"calibration": [CLIP[:, 1:]]}, ValueError, "must have shape"),
+        ({"calibration": [CLIP.astype(np.int32)]}, TypeError, "uint8 or float"),
+        ({"calibration": [CLIP + 2]}, ValueError, "divide by 255"),
+        ({"calibration": [CLIP * np.nan]}, ValueError, "finite"),
+    ],
+)
+def test_bad_arguments_are_named(model, tmp_path, arguments, error, message):
+    path = tmp_path / arguments.pop("path", "m.tflite")
+    with pytest.raises(error, match=message):
+        export.to_tflite(model, path, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clips_come_in_every_form_that_data_gives():
+    spec = registry.get("movinet_a0_stream").replace({"resolution": SIZE})
+    video = (random_clips(2, 5, size=SIZE).numpy() * 255).astype(np.uint8)
+    expected = video.astype(np.float32) / 255
+    for source in (video, [video], [(video, [0, 1])], [({"video": video, "mask": None}, [0])]):
+        taken = clips_of.take(source, spec, 8)
+        np.testing.assert_array_equal(taken[0], expected[0])
+        np.testing.assert_array_equal(taken[1], expected[1, :3])
+
+
+def test_rounded_kernels_lie_on_their_grids_and_harm_less():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(1.0, 1.0, (500, 20)) @ rng.normal(size=(20, 20))
+    layer = Affine(rng.normal(size=(20, 7)).astype(np.float32), np.zeros(7, np.float32))
+    rows = np.concatenate([inputs, np.ones((500, 1))], axis=1)
+    ours = rounding.rounded(layer, rows.T @ rows)
+    step = np.abs(layer.kernel).max(0) / 127
+    points = ours.kernel / step
+    np.testing.assert_allclose(points, np.round(points), atol=1e-3)
+    np.testing.assert_allclose(np.abs(ours.kernel).max(0), np.abs(layer.kernel).max(0), rtol=1e-6)
+    exact = inputs @ layer.kernel
+    nearest = np.abs(inputs @ (np.round(layer.kernel / step) * step) - exact)
+    made_up = np.abs(inputs @ ours.kernel + ours.bias - exact)
+    assert np.mean(made_up**2) < 0.5 * np.mean(nearest**2)
+
+
+def test_inputs_without_correlation_leave_nothing_to_make_up_for():
+    rng = np.random.default_rng(0)
+    layer = Affine(rng.normal(size=(9, 4)).astype(np.float32), rng.normal(size=4))
+    ours = rounding.rounded(layer, np.eye(10))
+    step = np.abs(layer.kernel).max(0) / 127
+    np.testing.assert_allclose(ours.kernel, np.round(layer.kernel / step) * step, atol=1e-6)
+    np.testing.assert_allclose(ours.bias, layer.bias, atol=1e-6)
+
+
+def test_second_moments_are_of_the_layers_inputs(model, clip):
+    lean = LeanModel(model)
+    seen = rounding.second_moments(lean.stream(), lean.layers, [clip[0].numpy()])
+    patches = []
+    padded = np.pad(clip[0].numpy(), [(0, 0), (0, 1), (0, 1), (0, 0)])  # SAME, stride 2, even size
+    for frame in padded:
+        for y in range(0, SIZE, 2):
+            for x in range(0, SIZE, 2):
+                patches.append([*frame[y : y + 3, x : x + 3].reshape(-1), 1.0])
+    patches = np.array(patches, np.float64)
+    np.testing.assert_allclose(seen["stem"], patches.T @ patches, rtol=1e-4)
+    features = model.backbone(clip, training=False)["features"][0].numpy()
+    rows = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    np.testing.assert_allclose(seen["affine"], rows.T @ rows, rtol=1e-3, atol=1e-3)
+
+
+def test_signal_to_noise_is_by_its_formula():
+    signal = np.array([[1.0, 10.0], [3.0, 10.0]])
+    noise = np.array([[0.1, 0.0], [0.0, -0.1]])
+    power = np.mean([1.0, 0.0])  # variances of the channels
+    expected = 10 * np.log10(power / np.mean([0.01, 0, 0, 0.01]))
+    assert verify.signal_to_noise_db(signal, noise) == pytest.approx(expected)
+    assert verify.signal_to_noise_db(signal, 0 * noise) == np.inf
