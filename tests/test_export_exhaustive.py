@@ -68,3 +68,11 @@ def test_table_is_written_whole():
         writer.writeheader()
         writer.writerows(ROWS)
     assert len(TABLE.read_text().splitlines()) == len(CASES) + 1
+
+
+@pytest.mark.exhaustive
+def test_base_models_say_what_tflite_lacks_for_them(tmp_path):
+    spec = registry.get("movinet_a0").replace({"resolution": 36, "frames": 6})
+    with pytest.raises(export.UnsupportedOperationsError, match="AvgPool3D") as refused:
+        export.to_tflite(VideoClassifier(spec), tmp_path / "model.tflite", whole_clip=True)
+    assert refused.value.operations == ["AvgPool3D"]

@@ -40,6 +40,10 @@ ORDER = [
     "training.state", "training.listening", "training.stopping", "training.objective",
     "training.trainer", "training.assembly", "training.concluding", "training.run",
     "training.again",
+    "export.layers", "export.folding", "export.lean_movinet", "export.lean_mobilenet",
+    "export.lean_heads", "export.graphs", "export.conversion", "export.clips",
+    "export.description", "export.verify", "export.running", "export.quantize", "export.rounding",
+    "export.tflite", "export",
     "export.profiler", "export.operations", "export.measurement", "export.benchmark",
     "cli.models", "cli.training", "cli.use", "cli.data", "cli.edge", "cli", "cli.__main__",
 ]

@@ -99,7 +99,18 @@ def make_model(wanted: Recipe, labels: Sequence[str]) -> VideoClassifier:
     elif model.labels is not None:
         _reorder(model, [model.labels.index(label) for label in labels])
     model.labels = labels
-    return model
+    return _quantization_aware(model) if settings.quantization_aware else model
+
+
+def _quantization_aware(model: VideoClassifier) -> VideoClassifier:
+    try:
+        from grw_keras.export import fake_quantization
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "`training.quantization_aware` needs the extra 'edge': pip install 'grw-keras[edge]'. "
+            f"Received: {error}"
+        ) from error
+    return fake_quantization.quantization_aware(model)
 
 
 def _reorder(model: VideoClassifier, places: Sequence[int]) -> None:

@@ -128,6 +128,8 @@ class TrainingPart(Part):
         ema_decay: of the moving average of all weights, per step, in (0, 1); None: no average.
         precision: of the computation, "float32", "bfloat16" or "float16"; weights are float32.
         frozen_batch_norm: keep the backbone's statistics as they are; None: as the spec has it.
+        quantization_aware: compute with weights and activations as int8 files have them; for a few
+            epochs at low rates, from trained weights.
         frozen_backbone_epochs: at the beginning, in which the backbone is not trained.
         early_stopping_epochs: without a better validation after which training ends; None: never.
         seed: of everything random.
@@ -154,6 +156,7 @@ class TrainingPart(Part):
     ema_decay: float | None = None
     precision: str = "float32"
     frozen_batch_norm: bool | None = True
+    quantization_aware: bool = False
     frozen_backbone_epochs: float = 0.0
     early_stopping_epochs: int | None = None
     seed: int = 0
@@ -167,6 +170,8 @@ class TrainingPart(Part):
     def _check(self) -> None:
         divides = self.batch_size % self.accumulate == 0
         self._require("accumulate", divides, f"a divisor of the batch size, {self.batch_size}")
+        exact = self.precision == "float32" or not self.quantization_aware
+        self._require("precision", exact, "'float32' with quantization_aware")
         within = self.frozen_backbone_epochs <= self.epochs
         self._require("frozen_backbone_epochs", within, f"<= the {self.epochs} epochs")
         no_decay = self.optimizer != "adam" or self.weight_decay == 0
