@@ -35,6 +35,7 @@ ORDER = [
     "evaluation.metrics", "evaluation.results", "evaluation.tables", "evaluation.predictions",
     "evaluation.evaluating", "evaluation.timeline",
     "figures", "trajectories", "report", "labelled_video",
+    "export.fake_quantization",  # without what makes files: training uses it
     "training.recipe_checks", "training.recipe", "training.runs", "training.checkpoint_files",
     "training.cluster", "training.distribution", "training.launch", "training.averaging",
     "training.state", "training.listening", "training.stopping", "training.objective",
