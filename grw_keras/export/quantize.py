@@ -38,7 +38,7 @@ SENSITIVITY_FRAMES = 48
 
 Weights = Mapping[str, Affine]
 _Operation = qtyping.TFLOperationName
-_DYNAMIC = {"CONV_2D": _Operation.CONV_2D, "FULLY_CONNECTED": _Operation.FULLY_CONNECTED}
+_DYNAMIC = "CONV_2D"  # matrix products are such convolutions too, see `Layers.matmul`
 _STATIC_KERNELS = (_Operation.CONV_2D, _Operation.DEPTHWISE_CONV_2D)
 _STATIC_GLUE = (
     *(_Operation.ADD, _Operation.CONCATENATION, _Operation.STRIDED_SLICE),
@@ -68,7 +68,7 @@ class Sensitivity:
 
 
 def dynamic(flatbuffer: bytes) -> bytes:
-    """int8 weights in convolutions and matrix products, activations quantised as they come.
+    """int8 weights in all but depthwise convolutions, activations quantised as they come.
 
     Args:
         flatbuffer: a float model.
@@ -100,7 +100,7 @@ def dynamic_int8(
         return _finished(work)
 
     alone = _each_alone(flatbuffer, clips, lambda layer: quantise([layer]))
-    taken = [kernel for kernel in alone if kernel.operation in _DYNAMIC]
+    taken = [kernel for kernel in alone if kernel.operation == _DYNAMIC]
     by_harm = [kernel.layer for kernel in sorted(taken, key=alone.__getitem__)]
     measure = _Measure(flatbuffer, clips)
     spared, model = 0, quantise(by_harm)
@@ -113,7 +113,7 @@ def dynamic_int8(
         spared, model, reached = spared + 1, candidate, gained
 
     def fate(kernel: Kernel) -> tuple[str, str]:
-        if kernel.operation not in _DYNAMIC:
+        if kernel.operation != _DYNAMIC:
             return "float32", "few weights, and no int8 kernel takes float activations"
         if kernel.layer in by_harm[:spared]:
             return (
@@ -173,7 +173,7 @@ def static_int8(
         stage = _stage(kernel.layer)
         if stage in stages[first:]:
             return "int8", f"with these stages in int8 the answers keep {reached:.1f} dB"
-        if kernel.operation in _DYNAMIC:
+        if kernel.operation == _DYNAMIC:
             return "int8 weights", "its activations, in float, are quantised as they come"
         return "float32", f"in {stage}, whose activations are floats: its errors travel furthest"
 
@@ -227,8 +227,7 @@ def _report(
 
 
 def _add_dynamic(work: quantizer.Quantizer, scope: str) -> None:
-    for operation in _DYNAMIC.values():
-        work.add_dynamic_config(scope, operation, BITS)
+    work.add_dynamic_config(scope, _Operation.CONV_2D, BITS)
 
 
 def _add_static(work: quantizer.Quantizer, scope: str, operations: Iterable[Any]) -> None:
