@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _FORMAT_VERSION = 1
-_DESCRIPTION = "grw_keras.json"
+DESCRIPTION = "grw_keras.json"
 _RUNTIMES = {"ai-edge-litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
 _NOT_A_STREAM = {
     "classify": "this is the head of a split export: open the embed file beside it",
@@ -380,7 +380,7 @@ def read_description(path: str | Path) -> Description:
             raise ValueError(f"path must be a TFLite file. Received: {path}, which is none")
     try:
         with zipfile.ZipFile(path) as archive:
-            raw = json.loads(archive.read(_DESCRIPTION))
+            raw = json.loads(archive.read(DESCRIPTION))
         return _description(raw)
     except zipfile.BadZipFile as error:
         raise ValueError(
@@ -389,10 +389,10 @@ def read_description(path: str | Path) -> Description:
         ) from error
     except KeyError as error:
         raise ValueError(
-            f"path must be a file of grw_keras.export. Received: {path}, without {_DESCRIPTION}"
+            f"path must be a file of grw_keras.export. Received: {path}, without {DESCRIPTION}"
         ) from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{_DESCRIPTION} of {path}: {error}") from error
+        raise ValueError(f"{DESCRIPTION} of {path}: {error}") from error
 
 
 def _description(raw: Any) -> Description:

@@ -21,6 +21,7 @@ from tests.zoo_helpers import random_clips, randomize
 
 SIZE, LABELS = 36, tuple("abcdef")
 pytestmark = pytest.mark.slow
+dear = pytest.mark.exhaustive  # another conversion
 
 
 def small(name, **changes):
@@ -73,6 +74,7 @@ def test_description_is_inside_and_beside_the_file(model, float_file):
     assert inside["head"] == "bidirectional"
 
 
+@dear
 def test_the_same_model_gives_the_same_bytes(model, float_file, tmp_path):
     again = export.to_tflite(model, tmp_path / "again.tflite")
     assert again.path.read_bytes() == float_file.path.read_bytes()
@@ -122,6 +124,7 @@ def test_googles_android_client_finds_what_it_needs(float_file):
             assert outputs[name]["shape"].prod() == detail["shape"].prod()
 
 
+@dear
 @pytest.mark.parametrize(
     ("quantization", "share", "least_snr_db"), [("float16", 0.55, 40), ("dynamic", 0.45, 10)]
 )
@@ -170,6 +173,7 @@ def test_int8_report_tells_what_is_in_the_file(int8_file):
     assert sum(how == "int8" for how in kept.values()) > 50
 
 
+@dear
 def test_int8_is_better_than_rounding_to_nearest(model, int8_file, clip, tmp_path):
     nearest = export.to_tflite(model, tmp_path / "n.tflite", quantization="dynamic", force=True)
     expected = streamed(model, clip)
@@ -192,6 +196,7 @@ def test_bounded_models_are_int8_throughout(tmp_path, monkeypatch):
     assert all(types_of_kernels(made.path).values())
 
 
+@dear
 def test_split_files_answer_as_the_model(model, clip, tmp_path):
     made = export.to_tflite(model, tmp_path / "m.tflite", split_head=True)
     assert [path.name for path in made.files] == ["m_embed.tflite", "m_classify.tflite"]
@@ -206,6 +211,7 @@ def test_split_files_answer_as_the_model(model, clip, tmp_path):
     np.testing.assert_array_equal(logits[4], logits[3])
 
 
+@dear
 def test_whole_clips(model, clip, tmp_path):
     made = export.to_tflite(model, tmp_path / "clip.tflite", whole_clip=True)
     run = Interpreter(str(made.path)).get_signature_runner()
@@ -266,8 +272,16 @@ def test_clips_come_in_every_form_that_data_gives():
     expected = video.astype(np.float32) / 255
     for source in (video, [video], [(video, [0, 1])], [({"video": video, "mask": None}, [0])]):
         taken = clips_of.take(source, spec, 8)
-        np.testing.assert_array_equal(taken[0], expected[0])
-        np.testing.assert_array_equal(taken[1], expected[1, :3])
+        np.testing.assert_array_equal(taken, expected[:, :4])
+
+
+@pytest.mark.parametrize("frames", [3, 10, 50])
+def test_clips_from_all_over_are_used_however_long(frames):
+    clips = [np.full([frames, 1, 1, 3], i) for i in range(24)]
+    chosen = clips_of.spread(clips, 60)
+    assert len(chosen) >= 6
+    assert sum(map(len, chosen)) <= 60
+    assert (chosen[0][0, 0, 0, 0], chosen[-1][0, 0, 0, 0]) == (0, 23)
 
 
 def test_rounded_kernels_lie_on_their_grids_and_harm_less():

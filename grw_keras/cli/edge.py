@@ -1,9 +1,9 @@
 """grw-keras export, benchmark."""
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 
-CALIBRATION_CLIPS = 24  # `to_tflite` takes 240 frames of them
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 
 
@@ -70,7 +70,10 @@ def _export(
     whole_clip: bool,
     force: bool,
 ) -> None:
+    if quantization == "int8" and data is None:
+        raise ValueError("--quantization int8 needs --data: videos to calibrate with")
     from grw_keras.export import to_tflite
+    from grw_keras.export.clips import MOST_CLIPS
     from grw_keras.training import again
 
     calibration = None
@@ -78,7 +81,7 @@ def _export(
         model, _ = again.load_model(run_folder)
     else:
         taken = again.open_split(run_folder, data, split, annotations=annotations)
-        model, calibration = taken.model, again.centre_clips(taken, CALIBRATION_CLIPS)
+        model, calibration = taken.model, again.centre_clips(taken, MOST_CLIPS)
     exported = to_tflite(
         model,
         Path(tflite, f"{name or Path(run_folder).resolve().name}.tflite"),
@@ -91,9 +94,8 @@ def _export(
     for file in exported.files:
         print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
     print(exported.report)
-    spared = [row.layer for row in exported.sensitivity if row.kept != "int8"]
-    if exported.sensitivity:
-        print(f"{len(exported.sensitivity) - len(spared)} layers in int8, {len(spared)} in float")
+    for kept, layers in Counter(row.kept for row in exported.sensitivity).items():
+        print(f"{layers} layers: {kept}")
 
 
 def _benchmark(

@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras.export.measurement import Measurement
 from grw_keras.export.operations import coverage
-from grw_keras.lite import Description, read_description
+from grw_keras.lite import DESCRIPTION, Description, read_description
 
 _BLOCK = 10  # frames of one file before the next one's turn: what slows the machine slows all
 _MEMORY_FRAMES = 5
@@ -118,7 +118,11 @@ def with_heads(files: Sequence[str | Path]) -> list[Path]:
 def describe(path: Path) -> Description | None:
     """What a file says of itself; None of a file of another program."""
     path.stat()  # raises where there is none
-    return read_description(path) if zipfile.is_zipfile(path) else None
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        ours = DESCRIPTION in archive.namelist()
+    return read_description(path) if ours else None
 
 
 def runtime() -> str:

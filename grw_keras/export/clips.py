@@ -1,13 +1,16 @@
 """Clips that files are calibrated and verified with."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from grw_keras.models.spec import ModelSpec
 
+MOST_CLIPS = 24
 _NOISE_SEED, _CELLS = 0, 8
+_FEWEST = 6  # clips that say something of others
 
 
 def take(source: Any, spec: ModelSpec, most_frames: int) -> list[np.ndarray]:
@@ -18,29 +21,24 @@ def take(source: Any, spec: ModelSpec, most_frames: int) -> list[np.ndarray]:
             array or one by one; batches may be pairs with labels, or dictionaries of "video" and
             "mask", as `grw_keras.data` gives them.
         spec: whose resolution they must have.
-        most_frames: where to stop, >= 1; the last clip is cut there.
+        most_frames: >= 1; the first `MOST_CLIPS` clips are cut to equal parts of it.
 
     Raises:
         TypeError, ValueError: not such clips, or none.
     """
-    clips: list[np.ndarray] = []
-    left = most_frames
-    for clip in _one_by_one(source):
-        clip = clip[:left]
-        clips.append(_checked(clip, spec))
-        left -= len(clip)
-        if left <= 0:
-            break
+    clips = [_checked(clip, spec) for clip in itertools.islice(_one_by_one(source), MOST_CLIPS)]
     if not clips:
         raise ValueError("`calibration` must hold at least one clip. Received: none")
-    return clips
+    each = max(most_frames // len(clips), 1)
+    return [clip[:each] for clip in clips]
 
 
 def spread(clips: Sequence[np.ndarray], most_frames: int) -> list[np.ndarray]:
-    """Whole clips from all over a list, `most_frames` in all at the most; one at least, cut."""
-    count = max(most_frames // max(map(len, clips)), 1)
+    """Clips from all over a list, the first and the last among them, `most_frames` in all at the
+    most: as many whole ones as there is room for, or the beginnings of `_FEWEST`."""
+    count = min(max(most_frames // max(map(len, clips)), _FEWEST), len(clips))
     chosen = np.unique(np.linspace(0, len(clips) - 1, count).round().astype(int))
-    return [clips[index][:most_frames] for index in chosen]
+    return [clips[index][: max(most_frames // count, 1)] for index in chosen]
 
 
 def noise(spec: ModelSpec, clips: int, frames: int) -> list[np.ndarray]:
@@ -57,7 +55,7 @@ def noise(spec: ModelSpec, clips: int, frames: int) -> list[np.ndarray]:
     return made
 
 
-def _one_by_one(source: Any) -> Iterable[np.ndarray]:
+def _one_by_one(source: Any) -> Iterator[np.ndarray]:
     for item in source:
         video = item[0] if isinstance(item, tuple) else item
         video = np.asarray(video["video"] if isinstance(video, Mapping) else video)

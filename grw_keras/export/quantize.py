@@ -15,8 +15,9 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from grw_keras.export.running import Feeds, Runner
 from grw_keras.export.verify import signal_to_noise_db
 
 BITS = 8
-LEAST_SNR_DB, WORTH_DB = 30.0, 1.0
+LEAST_SNR_DB = 30.0
 STATIC_LEAST_SNR_DB = 25.0  # where fine-tuned models kept their classes in our trials
 SENSITIVITY_FRAMES = 48
 
@@ -68,21 +69,23 @@ class Sensitivity:
 
 
 def dynamic(flatbuffer: bytes) -> bytes:
-    """int8 weights in all but depthwise convolutions, activations quantised as they come.
+    """int8 weights in matrix products and in all but depthwise convolutions; activations are
+    quantised as they come.
 
     Args:
         flatbuffer: a float model.
     """
     work = quantizer.Quantizer(bytearray(flatbuffer))
     _add_dynamic(work, ".*")
+    work.add_dynamic_config(".*", _Operation.FULLY_CONNECTED, BITS)  # of clip graphs alone
     return _finished(work)
 
 
 def dynamic_int8(
     flatbuffer: bytes, rounded: Weights, clips: Sequence[np.ndarray]
 ) -> tuple[bytes, list[Sensitivity]]:
-    """`dynamic`; while the answers keep less than `LEAST_SNR_DB`, the layer that harms most goes
-    back to float, if that gains `WORTH_DB`.
+    """`dynamic`; while the answers keep less than `LEAST_SNR_DB`, the layers that harm most go back
+    to float, 1, 2, 4, …, up to half of them.
 
     Args:
         flatbuffer: a float stream or embed model.
@@ -103,24 +106,19 @@ def dynamic_int8(
     taken = [kernel for kernel in alone if kernel.operation == _DYNAMIC]
     by_harm = [kernel.layer for kernel in sorted(taken, key=alone.__getitem__)]
     measure = _Measure(flatbuffer, clips)
-    spared, model = 0, quantise(by_harm)
-    reached = measure.snr_db(model)
-    while reached < LEAST_SNR_DB and spared < len(by_harm) - 1:
-        candidate = quantise(by_harm[spared + 1 :])
-        gained = measure.snr_db(candidate)
-        if gained < reached + WORTH_DB:
+    for spared in (0, *_doubling(len(by_harm) // 2)):
+        model = quantise(by_harm[spared:])
+        reached = measure.snr_db(model)
+        if reached >= LEAST_SNR_DB:
             break
-        spared, model, reached = spared + 1, candidate, gained
 
     def fate(kernel: Kernel) -> tuple[str, str]:
         if kernel.operation != _DYNAMIC:
             return "float32", "few weights, and no int8 kernel takes float activations"
         if kernel.layer in by_harm[:spared]:
-            return (
-                "float32",
-                f"among the {spared} that harm most: float gains {WORTH_DB} dB or more",
-            )
-        return "int8", f"with these layers in int8 the answers keep {reached:.1f} dB"
+            return "float32", f"among the {spared} that harm most"
+        short = "" if reached >= LEAST_SNR_DB else f", {LEAST_SNR_DB:.0f} were wanted"
+        return "int8 weights", f"with these the answers keep {reached:.1f} dB{short}"
 
     return model, _report(alone, fate)
 
@@ -151,7 +149,8 @@ def static_int8(
     def quantise(static: Sequence[str]) -> bytes:
         work = quantizer.Quantizer(bytearray(conversion.with_weights(flatbuffer, rounded)))
         _add_dynamic(work, ".*")
-        _add_static(work, _stages_scope(static), (*_STATIC_GLUE, *_STATIC_KERNELS))
+        if static:
+            _add_static(work, _stages_scope(static), (*_STATIC_GLUE, *_STATIC_KERNELS))
         return _finished(work, ranges)
 
     def alone(layer: str) -> bytes:
@@ -163,7 +162,7 @@ def static_int8(
         return _finished(work, ranges)
 
     measure = _Measure(flatbuffer, clips)
-    for first in range(len(stages)):
+    for first in range(len(stages) + 1):
         model = quantise(stages[first:])
         reached = measure.snr_db(model)
         if reached >= STATIC_LEAST_SNR_DB:
@@ -174,7 +173,7 @@ def static_int8(
         if stage in stages[first:]:
             return "int8", f"with these stages in int8 the answers keep {reached:.1f} dB"
         if kernel.operation == _DYNAMIC:
-            return "int8 weights", "its activations, in float, are quantised as they come"
+            return "int8 weights", f"its activations come as floats; {reached:.1f} dB are kept"
         return "float32", f"in {stage}, whose activations are floats: its errors travel furthest"
 
     return model, _report(_each_alone(flatbuffer, clips, alone), fate)
@@ -224,6 +223,11 @@ def _report(
         kept, why = fate(kernel)
         rows.append(Sensitivity(**kernel._asdict(), snr_db=snr_db, kept=kept, why=why))
     return rows
+
+
+def _doubling(most: int) -> Iterator[int]:
+    """1, 2, 4, … up to `most`."""
+    return itertools.takewhile(lambda n: n <= most, (2**i for i in itertools.count()))
 
 
 def _add_dynamic(work: quantizer.Quantizer, scope: str) -> None:

@@ -30,7 +30,7 @@ class Exported:
     Args:
         path: of the file to open with `grw_keras.lite.StreamSession`; a clip file with any
             runtime.
-        files: all files written, `path` first.
+        files: the models written, `path` first.
         report: how it compares with the Keras model.
         sensitivity: of `"int8"`: what was quantised, what was left in float, and why; in
             `NAME_sensitivity.csv` too.
@@ -65,8 +65,8 @@ def to_tflite(
             in int8; `"int8"`, weights and, where the model bears it, activations in int8.
         calibration: clips like those that the model will see, [N, S, S, 3] or batches of them, S
             the model's resolution, uint8 or float in [0, 1], or a data set of
-            `grw_keras.data`; the first 240 frames are used. `"int8"` needs them; otherwise they
-            serve to verify, and default to noise.
+            `grw_keras.data`; the first 24 clips, 240 frames in all, are used. `"int8"` needs
+            them; otherwise they serve to verify, and default to noise.
         split_head: write two files, `NAME_embed.tflite`, for every frame, and
             `NAME_classify.tflite`, the transformer head, for when an answer is wanted.
         whole_clip: write the clip graph, `spec.frames` frames in, logits out.
@@ -79,14 +79,15 @@ def to_tflite(
         VerificationError: the file answers otherwise than the model (a ValueError).
         UnsupportedOperationsError: TFLite lacks operations that the model needs (a ValueError).
         ValueError: a model that can't stream, int8 without calibration, arguments that don't go
-            together.
+            together, clips that aren't the model's.
+        TypeError: clips of another type.
 
     Reference:
         The files' contract: tflite/README.md.
     """
     path = Path(path)
     kinds = _kinds(split_head, whole_clip)
-    _check(path, quantization, calibration, whole_clip)
+    _check(model, path, quantization, calibration, whole_clip)
     clips = _clips(model, calibration, whole_clip)
     lean = None if whole_clip else LeanModel(model)
     rounded = rounding.rounded_weights(lean, clips) if lean and quantization == "int8" else {}
@@ -109,6 +110,7 @@ def to_tflite(
         log.info("%s: %s", names[0], report)
         if not force:
             verify.require(report, quantization)
+        path.with_name(f"{path.stem}_sensitivity.csv").unlink(missing_ok=True)  # of a file before
         for file in Path(folder).iterdir():
             os.replace(file, path.parent / file.name)
     files = tuple(path.parent / name for name in names)
@@ -123,7 +125,18 @@ def _kinds(split_head: bool, whole_clip: bool) -> tuple[str, ...]:
     return ("clip",) if whole_clip else ("stream",)
 
 
-def _check(path: Path, quantization: str | None, calibration: Any, whole_clip: bool) -> None:
+def _check(
+    model: VideoClassifier,
+    path: Path,
+    quantization: str | None,
+    calibration: Any,
+    whole_clip: bool,
+) -> None:
+    if any(hasattr(module, "fake_kernel") for module in model.submodules):
+        raise ValueError(
+            "`model` computes as an int8 file would: make it plain by "
+            "grw_keras.export.fake_quantization.settled(model) first"
+        )
     if path.suffix != ".tflite":
         raise ValueError(f"`path` must end in .tflite. Received: {path}")
     if quantization not in QUANTIZATIONS:
