@@ -144,6 +144,8 @@ def test_gradients_are_those_of_the_float_layer_at_what_is_seen(aware, kind):
             expected = tape.gradient(floats, other)
             np.testing.assert_allclose(tape.gradient(ours, own), expected, rtol=1e-3, atol=1e-3)
             assert np.abs(expected).max() > 0.1
+        if int8.norm is not None:
+            assert tape.gradient(ours, [int8.norm.gamma, int8.norm.beta]) == [None, None]
 
 
 @pytest.mark.slow
@@ -173,6 +175,16 @@ def test_a_settled_model_is_a_plain_one_that_computed_alike(aware, clips):
     again = quantization_aware(model)(clips)
     signal = aware(clips).numpy()
     assert verify.signal_to_noise_db(signal, again - signal) > 30
+
+
+@pytest.mark.slow
+def test_embeddings_are_those_of_the_int8_file(plain, aware, clips):
+    """But of frames where the order of sums brings a value to the other side of a half."""
+    file = quantize.dynamic(conversion.to_flatbuffer(LeanModel(plain).embed()))
+    expected = Runner(file).answers(clips.numpy())
+    difference = aware.embeddings(clips).numpy().reshape(expected.shape) - expected
+    noise = np.abs(difference).max(-1) / expected.std()
+    assert np.mean(noise < 1e-3) > 0.5
 
 
 @pytest.mark.slow

@@ -145,8 +145,9 @@ def _packed(model) -> bytes:
 
 def _layer(operator, graph) -> str:
     """Under which name of `Layers` an operation stands."""
-    output = graph.tensors[operator.outputs[0]].name.decode()
-    return output.partition(";")[0].rpartition("/")[0]
+    # The names of all that was fused into it, some of which stand outside of the layer.
+    names = graph.tensors[operator.outputs[0]].name.decode().split(";")
+    return next((name for name in names if "/" in name), "").rpartition("/")[0]
 
 
 def _operators(model) -> Iterator[tuple[str, Any, Any]]:

@@ -41,7 +41,7 @@ class LeanModel:
     """A model's backbone and head as lean graphs, with its weights as they are now.
 
     Raises:
-        ValueError: the model can't stream.
+        ValueError: the model can't stream, or not with the convolutions of files.
     """
 
     def __init__(self, model: VideoClassifier):
@@ -51,6 +51,11 @@ class LeanModel:
                 "Each frame's features depend on the whole clip, so this model can't run frame by "
                 "frame: export it with whole_clip=True, or use a '…_stream' or MobileNetV3 model. "
                 f"Received: {spec.name}"
+            )
+        if spec.family == "movinet" and spec.conv_type == "3d":
+            raise ValueError(
+                "A file's convolutions over space and over time are apart: train a model of "
+                f"conv_type='2plus1d'. Received: {spec.conv_type!r}"
             )
         self.spec = spec
         self.layers = Layers()
