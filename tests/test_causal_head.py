@@ -91,10 +91,22 @@ def test_stream_equals_clip(head, frames):
     np.testing.assert_allclose(logits, head(x), atol=1e-4)
 
 
-def test_masked_frames_are_as_if_not_there(head):
-    x, mask = features(9), np.array([True] * 3 + [False] + [True] * 3 + [False] * 2)
-    both = np.stack([mask, mask])
-    np.testing.assert_allclose(head(x, mask=both), head(x[:, mask]), atol=1e-4)
+@pytest.mark.parametrize(
+    "masks",
+    [
+        ("111110000", "111111111"),  # padding behind one clip, none behind the other
+        ("111011100", "101110111"),  # holes
+        ("000111111", "000000001"),  # frames before the first
+    ],
+)
+def test_masked_frames_are_as_if_not_there(head, masks):
+    x, mask = features(9), np.array([[frame == "1" for frame in row] for row in masks])
+    expected = [head(clip[None, row])[0] for clip, row in zip(x, mask, strict=True)]
+    np.testing.assert_allclose(head(x, mask=mask), expected, atol=1e-4)
+
+
+def test_a_clip_without_frames_gives_numbers(head):
+    assert np.isfinite(head(features(3), mask=np.zeros([2, 3], bool))).all()
 
 
 def test_frames_out_of_reach_change_nothing(head):
@@ -156,15 +168,36 @@ def test_a_causal_folder_makes_a_causal_model(folders):
     np.testing.assert_array_equal(again(clip), causal(clip))
     by_name = zoo.load("mobilenet_v3_small_grw", root / "causal", resolution=32)
     assert (by_name.spec.head_attention, by_name.spec.head_window) == ("causal", 6)
-    with pytest.raises(ValueError, match="head_attention"):
-        zoo.load("mobilenet_v3_small_grw", root / "causal", head_attention="bidirectional")
+    for field, other in (("head_attention", "bidirectional"), ("head_window", 5)):
+        with pytest.raises(ValueError, match=field):
+            zoo.load("mobilenet_v3_small_grw", root / "causal", **{field: other})
 
 
 @pytest.mark.slow
-def test_training_moves_the_distance_bias(folders):
-    _, _, causal = folders
-    causal.compile_for_training()
-    causal.fit(random_clips(2, 6), np.array([0, 1]), verbose=0)
+def test_a_models_stream_equals_its_clip(folders):
+    root, _, _ = folders
+    model = zoo.load(root / "causal", compile=False)
+    rng = np.random.default_rng(2)
+    for name, variable in model.named_weights().items():
+        if name.endswith("/distance_bias"):
+            variable.assign(rng.normal(size=variable.shape))
+    window = model.spec.head_window
+    clip, step, states = random_clips(1, 3 * window), tf.function(model.step), None
+    states = model.initial_states(resolution=32)
+    for seen in range(1, 3 * window + 1):
+        logits, states = step(clip[:, seen - 1 : seen], states)
+        if seen in (window - 1, window, 3 * window):
+            expected = model(clip[:, :seen])
+            np.testing.assert_allclose(logits, expected, atol=1e-5 * np.ptp(expected))
+
+
+@pytest.mark.slow
+def test_three_steps_of_training_lower_the_loss_and_move_the_distance_bias(folders):
+    root, _, _ = folders
+    model = zoo.load(root / "causal", dropout=0.0)
+    # The same two clips each time; the loss is the one before the step.
+    losses = model.fit(random_clips(2, 6), np.array([0, 1]), epochs=4, verbose=0).history["loss"]
+    assert losses[3] < losses[0]
     for layer in range(2):
         name = f"transformer/layer{layer}/attention/distance_bias"
-        assert causal.named_weights()[name].numpy()[:, 1:].any()
+        assert model.named_weights()[name].numpy()[:, 1:].any()

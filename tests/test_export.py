@@ -2,17 +2,21 @@
 
 import csv
 import json
+import types
 import zipfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras import export
 from grw_keras.export import clips as clips_of
-from grw_keras.export import conversion, quantize, rounding, verify
-from grw_keras.export.graphs import LeanModel
-from grw_keras.export.layers import Affine
+from grw_keras.export import conversion, description, quantize, rounding, verify
+from grw_keras.export.graphs import Graph, LeanModel
+from grw_keras.export.layers import Affine, Layers
+from grw_keras.export.running import Runner
 from grw_keras.lite import StreamSession
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.zoo import registry
@@ -20,7 +24,7 @@ from tests.test_lean_graphs import streamed
 from tests.zoo_helpers import random_clips, randomize
 
 SIZE, LABELS = 36, tuple("abcdef")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("export")]  # they share dear files
 dear = pytest.mark.exhaustive  # another conversion
 
 
@@ -140,18 +144,23 @@ def test_small_files_answer_nearly_as_the_model(
 
 
 @pytest.fixture(scope="module")
-def int8_file(model, clip, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int8")
-    calibration = random_clips(4, 8, seed=3, size=SIZE)
-    return export.to_tflite(
-        model, folder / "m.tflite", quantization="int8", calibration=calibration
-    )
+def int8_export(model, tmp_path_factory):
+    """An int8 file, and the rounded weights that went into it."""
+    path = tmp_path_factory.mktemp("int8") / "m.tflite"
+    calibration, kept, make = random_clips(4, 8, seed=3, size=SIZE), {}, rounding.rounded_weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounding, "rounded_weights", lambda *a: kept.setdefault("made", make(*a)))
+        made = export.to_tflite(model, path, quantization="int8", calibration=calibration)
+    return made, kept["made"]
+
+
+@pytest.fixture(scope="module")
+def int8_file(int8_export):
+    return int8_export[0]
 
 
 def types_of_kernels(path):
     """The type of each kernel in a file, by layer."""
-    from ai_edge_litert import schema_py_generated as schema
-
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     (graph,) = model.subgraphs
     kernels = conversion.kernels(path.read_bytes())
@@ -260,6 +269,7 @@ CLIP = np.zeros([8, SIZE, SIZE, 3], np.float32)
         ({"calibration": [CLIP.astype(np.int32)]}, TypeError, "uint8 or float"),
         ({"calibration": [CLIP + 2]}, ValueError, "divide by 255"),
         ({"calibration": [CLIP * np.nan]}, ValueError, "finite"),
+        ({"calibration": [CLIP - 1]}, ValueError, "finite"),
     ],
 )
 def test_bad_arguments_are_named(model, tmp_path, arguments, error, message):
@@ -335,3 +345,94 @@ def test_signal_to_noise_is_by_its_formula():
     expected = 10 * np.log10(power / np.mean([0.01, 0, 0, 0.01]))
     assert verify.signal_to_noise_db(signal, noise) == pytest.approx(expected)
     assert verify.signal_to_noise_db(signal, 0 * noise) == np.inf
+
+
+def test_new_weights_leave_layers_of_equal_weights_alone():
+    """The converter keeps equal constants once, so one layer's must not be written into."""
+    rng = np.random.default_rng(0)
+    shared = Affine(rng.normal(size=(1, 1, 3, 3)).astype(np.float32), np.ones(3, np.float32))
+    layers = Layers()
+    layers.weights = {"one": shared, "other": shared}
+
+    def compute(inputs):
+        frame = tf.reshape(inputs["image"], [1, 4, 4, 3])
+        x = layers.conv("other", layers.conv("one", frame, 1, tf.nn.relu))
+        return {"logits": tf.reduce_mean(x, [1, 2])}
+
+    def answer(flatbuffer):
+        return Runner(flatbuffer).answers([frame[None]])[0]
+
+    frame = rng.random((4, 4, 3)).astype(np.float32)
+    flatbuffer = conversion.to_flatbuffer(Graph({"image": (1, 1, 4, 4, 3)}, compute))
+    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    kernels = [o.inputs[1] for n, o, _ in conversion._operators(model) if n == "CONV_2D"]
+    assert kernels[0] == kernels[1]  # the case at hand
+    new = Affine(2 * shared.kernel, shared.bias - 3)
+    changed = conversion.with_weights(flatbuffer, {"other": new})
+    hidden = np.maximum(frame @ shared.kernel[0, 0] + shared.bias, 0).mean((0, 1))
+    np.testing.assert_allclose(
+        answer(flatbuffer), hidden @ shared.kernel[0, 0] + shared.bias, atol=1e-5
+    )
+    np.testing.assert_allclose(answer(changed), hidden @ new.kernel[0, 0] + new.bias, atol=1e-5)
+
+
+def test_int8_kernels_of_the_file_are_the_rounded_ones(int8_export):
+    made, expected = int8_export
+    content = made.path.read_bytes()
+    read = schema.ModelT.InitFromPackedBuf(content, 0)
+    compared = 0
+    for name, operator, graph in conversion._operators(read):
+        if name not in conversion.WITH_KERNEL:
+            continue
+        tensor = graph.tensors[operator.inputs[1]]
+        if tensor.type != schema.TensorType.INT8:
+            continue
+        scale = np.asarray(tensor.quantization.scale)
+        buffer = read.buffers[tensor.buffer]  # behind the flatbuffer, or inside
+        data = content[buffer.offset :][: buffer.size] if buffer.data is None else buffer.data
+        points = np.frombuffer(data, np.int8).reshape(tensor.shape)
+        kernel = np.moveaxis(expected[conversion._layer(operator, graph)].kernel, -1, 0)
+        received = points * scale.reshape(-1, *[1] * (points.ndim - 1))
+        np.testing.assert_allclose(received.ravel(), kernel.ravel(), atol=1e-3 * scale.max())
+        compared += 1
+    assert compared > 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "classify_file", "expected"),
+    [
+        ("stream", "movinet_a0_stream", None, ("classifier", None, None, None)),
+        ("stream", "movinet_a0_stream_grw", None, ("bidirectional", 50, None, None)),
+        ("embed", "movinet_a0_stream_grw", "c.tflite", ("bidirectional", 50, 480, None)),
+        ("classify", "movinet_a0_stream_grw", None, ("bidirectional", 50, 480, None)),
+        ("clip", "mobilenet_v3_small", None, ("classifier", None, None, 50)),
+    ],
+)
+def test_description_keeps_to_the_contract(kind, name, classify_file, expected, tmp_path):
+    model = types.SimpleNamespace(spec=registry.get(name), labels=None)
+    about = description.describe(model, kind, "float16", classify_file)
+    keys = ("head", "window_frames", "embed_dim", "frames")
+    assert tuple(about[key] for key in keys) == expected
+    assert (about["kind"], about["quantization"]) == (kind, "float16")
+    assert (about["classify_file"], about["labels"]) == (classify_file, None)
+    description.write(tmp_path / "m.tflite", b"....TFL3", about)
+    with zipfile.ZipFile(tmp_path / "m.tflite") as archive:
+        assert archive.namelist() == ["grw_keras.json"]
+
+
+def test_noise_is_clips_of_the_models_size():
+    spec = registry.get("movinet_a0_stream").replace({"resolution": SIZE})
+    made = clips_of.noise(spec, 3, 5)
+    assert [clip.shape for clip in made] == [(5, SIZE, SIZE, 3)] * 3
+    for clip, taken in zip(made, clips_of.take(made, spec, 15), strict=True):
+        np.testing.assert_array_equal(clip, taken)
+        assert all(np.abs(clip[t + 1] - clip[t]).max() > 0.01 for t in range(4))
+    assert np.ptp([clip.mean() for clip in made]) > 0.01
+
+
+@pytest.mark.parametrize("quantization", verify.LEAST_SNR_DB)
+def test_answers_that_are_no_numbers_do_not_pass_the_gate(quantization):
+    expected = [np.array([[0.0, 1.0], [1.0, 0.0]])]
+    verify.require(verify.compare(expected, expected), quantization)
+    with pytest.raises(export.VerificationError):
+        verify.require(verify.compare(expected, [expected[0] * np.nan]), quantization)

@@ -1,11 +1,15 @@
 """Lean graphs answer as the models that they are made of."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from official.modeling import tf_utils
 
 from grw_keras.export.folding import convolution, dense
 from grw_keras.export.graphs import LeanModel
+from grw_keras.export.lean_movinet import _GATES, ACTIVATIONS
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.zoo import registry
@@ -28,11 +32,12 @@ FORMS = {
     "squeeze-excite over time": ("movinet_a0_stream", {"se_type": "3d"}),
     "squeeze-excite over space": ("movinet_a0_stream", {"se_type": "2d"}),
     "3-D convolutions": ("movinet_a0_stream", {"conv_type": "3d_2plus1d"}),
+    "intermediate smoothing": ("movinet_a0_stream_intermediate", {}),
     "MobileNetV3": ("mobilenet_v3_small", {}),
     "temporal shifts": ("mobilenet_v3_small_tsm", {}),
     "pairs of frames": ("mobilenet_v3_small_grw", {"window": 3}),
 }
-COMMON = ("official classifier", "relu6", "causal head", "pairs of frames")
+COMMON = ("official classifier", "relu6", "causal head", "temporal shifts", "pairs of frames")
 HEAD_WINDOWS = {name for name, (model, _) in FORMS.items() if "_grw" in model or "_att" in model}
 
 
@@ -56,8 +61,13 @@ def streamed(model, clip):
 
 
 def run(graph, clip):
-    """The answers of a lean graph over a clip, its states fed back; each keeps its shape."""
+    """The answers of a lean graph over a clip, its states fed back; each keeps its shape, and no
+    tensor but the image has more than four dimensions."""
     compute = tf.function(graph.compute, autograph=False)
+    traced = compute.get_concrete_function({n: tf.TensorSpec(s) for n, s in graph.inputs.items()})
+    tensors = [t for op in traced.graph.get_operations() for t in op.outputs]
+    assert len(tensors) > 100
+    assert {t.op.name for t in tensors if (t.shape.rank or 0) > 4} == {"inputs"}
     states = {n: tf.zeros(s) for n, s in graph.inputs.items() if n != "image"}
     answers = []
     for t in range(clip.shape[1]):
@@ -108,44 +118,88 @@ def test_embed_and_classify_make_the_stream(bidirectional):
         assert np.abs(logits[0] - expected[seen - 1]).max() < 1e-5 * np.ptp(expected)
 
 
-@pytest.mark.slow
-def test_no_tensor_but_the_image_has_more_than_four_dimensions(bidirectional):
-    graph = LeanModel(bidirectional).stream()
-    signature = [{n: tf.TensorSpec(s, name=n) for n, s in graph.inputs.items()}]
-    traced = tf.function(graph.compute, signature, autograph=False).get_concrete_function().graph
-    tensors = [t for op in traced.get_operations() for t in op.outputs]
-    assert len(tensors) > 300
-    assert {t.op.name for t in tensors if len(t.shape) > 4} == {"image"}
-
-
-def test_base_models_do_not_stream():
-    model = VideoClassifier(registry.get("movinet_a0").replace({"resolution": 36}))
-    with pytest.raises(ValueError, match="whole_clip=True"):
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("movinet_a0", {}, "whole_clip=True"),
+        ("movinet_a0_stream", {"conv_type": "3d"}, "conv_type='2plus1d'.*Received: '3d'"),
+    ],
+)
+def test_forms_without_lean_graphs_are_refused(name, changes, message):
+    model = types.SimpleNamespace(spec=registry.get(name).replace(changes))
+    with pytest.raises(ValueError, match=message):
         LeanModel(model)
 
 
-def test_heads_that_cost_little_are_not_split():
-    spec = registry.get("mobilenet_v3_small").replace({"resolution": 32})
-    with pytest.raises(ValueError, match="split_head"):
-        LeanModel(VideoClassifier(spec)).embed()
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [("mobilenet_v3_small", {}), ("mobilenet_v3_small_grw", CAUSAL)])
+def test_heads_that_cost_little_are_not_split(form):
+    name, changes = form
+    spec = registry.get(name).replace({"resolution": 32, **changes})
+    lean = LeanModel(VideoClassifier(spec))
+    for graph in (lean.embed, lean.classify):
+        with pytest.raises(ValueError, match="split_head"):
+            graph()
 
 
-def test_folded_convolution_is_convolution_then_batch_norm_then_scale():
-    rng = np.random.default_rng(0)
-    tensors = {
-        "p/conv/kernel": rng.normal(size=(3, 3, 4, 5)).astype(np.float32),
-        **{f"p/bn/{n}": rng.uniform(0.5, 1.5, 5).astype(np.float32) for n in ("gamma", "beta")},
-        **{
-            f"p/bn/moving_{n}": rng.uniform(0.5, 1.5, 5).astype(np.float32)
-            for n in ("mean", "variance")
-        },
+def test_gates_and_activations_are_the_official_ones():
+    x = tf.linspace(-5.0, 5.0, 101)
+    official = {
+        "hard_swish": tf_utils.get_activation("hard_swish"),
+        "relu6": tf.nn.relu6,
+        "swish": tf.nn.swish,
+        "hard_sigmoid": tf_utils.get_activation("hard_sigmoid"),
+        "hard_sigmoid_keras2": lambda x: tf.clip_by_value(0.2 * x + 0.5, 0, 1),
+        "sigmoid": tf.nn.sigmoid,
     }
+    ours = {**ACTIVATIONS}
+    for name, (scale, offset, gate) in _GATES.items():
+        ours[name] = lambda x, a=scale, b=offset, gate=gate: gate(a * x + b)
+    assert ours.keys() == official.keys()
+    for name, function in ours.items():
+        np.testing.assert_allclose(function(x), official[name](x), atol=2e-6, err_msg=name)
+
+
+def over_time(x, kernel):
+    """Depthwise over the rows, as `conv_temporal` is over frames."""
+    taps = len(kernel)
+    return sum(x[:, i : x.shape[1] - taps + 1 + i] * kernel[i, 0, :, 0] for i in range(taps))
+
+
+CONVOLUTIONS = {
+    "dense": ("p", "", (3, 3, 4, 5), lambda x, k: tf.nn.conv2d(x, k, 1, "SAME")),
+    "depthwise": (
+        "p/feature",
+        "",
+        (3, 3, 4, 1),
+        lambda x, k: tf.nn.depthwise_conv2d(x, k, [1] * 4, "SAME"),
+    ),
+    "over time": ("p/feature", "_temporal", (3, 1, 4, 1), over_time),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("normed", [True, False], ids=["batch norm", "bias"])
+def test_folded_convolution_is_convolution_then_batch_norm_then_scale(kind, normed):
+    prefix, part, shape, apply = CONVOLUTIONS[kind]
+    rng = np.random.default_rng(0)
+    channels = max(shape[-1], 4)
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    bn = {name: rng.uniform(0.5, 1.5, channels).astype(np.float32) for name in names}
+    kernel = rng.normal(size=shape).astype(np.float32)
+    bias = rng.normal(size=channels).astype(np.float32)
+    tensors = {f"{prefix}/conv{part}/kernel": kernel}
     x = rng.normal(size=(1, 7, 7, 4)).astype(np.float32)
-    y = tf.nn.conv2d(x, tensors["p/conv/kernel"], 1, "SAME").numpy()
-    mean, variance = tensors["p/bn/moving_mean"], tensors["p/bn/moving_variance"]
-    y = (y - mean) / np.sqrt(variance + 1e-3) * tensors["p/bn/gamma"] + tensors["p/bn/beta"]
-    kernel, bias = convolution(tensors, "p", scale=-0.3)
-    np.testing.assert_allclose(tf.nn.conv2d(x, kernel, 1, "SAME") + bias, -0.3 * y, atol=1e-5)
+    y = np.asarray(apply(x, kernel))
+    if normed:
+        tensors |= {f"{prefix}/bn{part}/{name}": value for name, value in bn.items()}
+        y = (y - bn["moving_mean"]) / np.sqrt(bn["moving_variance"] + 1e-3)
+        y = y * bn["gamma"] + bn["beta"]
+    else:
+        tensors[f"{prefix}/conv{part}/bias"] = bias
+        y = y + bias
+    folded = convolution(tensors, prefix, part, scale=-0.3)
+    np.testing.assert_allclose(apply(x, folded.kernel) + folded.bias, -0.3 * y, atol=1e-5)
 
 
 def test_folded_norm_is_norm_then_matrix_product():
