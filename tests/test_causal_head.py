@@ -142,7 +142,7 @@ def folders(tmp_path_factory):
 @pytest.mark.slow
 def test_a_bidirectional_heads_weights_are_taken(folders):
     _, wide, causal = folders
-    assert causal.spec.head_mlp == causal.spec.embed_dim == wide.spec.head_mlp // 4
+    assert causal.spec.head_mlp == causal.spec.embed_dim // 2 == wide.spec.head_mlp // 8
     ours, theirs = causal.named_weights(), wide.named_weights()
     new = {name for name in ours if name not in theirs}
     assert new == {f"transformer/layer{i}/attention/distance_bias" for i in range(2)}

@@ -107,7 +107,7 @@ def test_inputs_are_quantised_as_litert_does(kind):
     rng = np.random.default_rng(0)
     layers = Layers()
     if kind == "matrix product":
-        x, kernel, axes = weights(rng, 3, 32), weights(rng, 32, 8), (-1,)
+        x, kernel, axes = weights(rng, 3, 1, 1, 32), weights(rng, 32, 8), (-1,)
         compute = layers.matmul
     elif kind == "pointwise":
         x, kernel, axes = weights(rng, 1, 5, 5, 32), weights(rng, 1, 1, 32, 8), (-1,)

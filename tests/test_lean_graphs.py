@@ -153,8 +153,8 @@ def test_gates_and_activations_are_the_official_ones():
         "sigmoid": tf.nn.sigmoid,
     }
     ours = {**ACTIVATIONS}
-    for name, (scale, offset, gate) in _GATES.items():
-        ours[name] = lambda x, a=scale, b=offset, gate=gate: gate(a * x + b)
+    for name, gate in _GATES.items():
+        ours[name] = lambda x, g=gate: g.factor * g.function(g.scale * x + g.offset)
     assert ours.keys() == official.keys()
     for name, function in ours.items():
         np.testing.assert_allclose(function(x), official[name](x), atol=2e-6, err_msg=name)

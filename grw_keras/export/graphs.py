@@ -84,7 +84,7 @@ class LeanModel:
             share = 1.0 / count
             features, backbone = self._features(inputs, share)
             logits, head = self.head.step(features, inputs, count, share)
-            return {"logits": logits, **backbone, **head, COUNT: count}
+            return {"logits": _row(logits), **backbone, **head, COUNT: count}
 
         states = {**self.backbone.initial_states(), **self.head.initial_states(), COUNT: (1,)}
         return Graph({**self._image(), **states}, compute, self.variables)
@@ -96,7 +96,7 @@ class LeanModel:
         def compute(inputs):
             count = inputs[COUNT] + 1.0
             features, backbone = self._features(inputs, 1.0 / count)
-            return {"embedding": head.embed(features), **backbone, COUNT: count}
+            return {"embedding": _row(head.embed(features)), **backbone, COUNT: count}
 
         states = {**self.backbone.initial_states(), COUNT: (1,)}
         return Graph({**self._image(), **states}, compute, self.variables)
@@ -106,7 +106,8 @@ class LeanModel:
         head = self._bidirectional()
 
         def compute(inputs):
-            return {"logits": head.classify(inputs["window"][0], inputs["frame_count"])}
+            window = tf.reshape(inputs["window"], [head.window, 1, 1, head.width])
+            return {"logits": _row(head.classify(window, inputs["frame_count"]))}
 
         return Graph({"window": (1, head.window, head.width), "frame_count": (1,)}, compute)
 
@@ -122,10 +123,15 @@ class LeanModel:
         _, _, height, width, channels = inputs["image"].shape
         frame = tf.reshape(inputs["image"], [1, height, width, channels])
         features, states = self.backbone.step(frame, inputs, share)
-        return tf.reshape(features, [1, features.shape[-1]]), states
+        return tf.reshape(features, [1, 1, 1, features.shape[-1]]), states
 
     def _image(self) -> Shapes:
         return {"image": (1, 1, self.spec.resolution, self.spec.resolution, 3)}
+
+
+def _row(x):
+    """[1, width] of [1, 1, 1, width]."""
+    return tf.reshape(x, [1, x.shape[-1]])
 
 
 def whole_clip_graph(model: VideoClassifier) -> Graph:

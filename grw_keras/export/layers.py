@@ -55,16 +55,14 @@ class Layers:
             return activation(x + bias)
 
     def matmul(self, name: str, x):
-        """A matrix product of [n, in], as a 1 × 1 convolution of n pixels.
+        """A matrix product of n rows, [n, 1, 1, in], as a 1 × 1 convolution of n pixels.
 
         FULLY_CONNECTED with an int8 scale for each output came to the runtimes late: tflite-runtime
         2.14 takes such a file and answers nonsense. CONV_2D has always had them.
         """
         kernel, bias = self._taken(name, x)
-        pixels = tf.reshape(x, [-1, 1, 1, x.shape[-1]])
         with tf.name_scope(name):
-            y = tf.nn.conv2d(pixels, kernel[None, None], 1, "VALID") + bias
-        return tf.reshape(y, [-1, y.shape[-1]])
+            return tf.nn.conv2d(x, kernel[None, None], 1, "VALID") + bias
 
     def _taken(self, name: str, x) -> Affine:
         if self.observer is not None:

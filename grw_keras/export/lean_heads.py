@@ -1,4 +1,7 @@
-"""The heads of the zoo's models as graphs for small machines: constants, batch 1."""
+"""The heads of the zoo's models as graphs for small machines: constants, batch 1.
+
+Rows, one a frame, are [n, 1, 1, width]: matrix products are 1 × 1 convolutions of them.
+"""
 
 import tensorflow as tf
 
@@ -11,7 +14,7 @@ from grw_keras.models.spec import ModelSpec
 
 
 def standardised(x):
-    """Each row of [n, D] less its mean, over its standard deviation."""
+    """Each row less its mean, over its standard deviation."""
     centred = x - tf.reduce_mean(x, -1, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
     return centred * tf.math.rsqrt(variance + EPSILON)
@@ -27,7 +30,7 @@ class LeanClassifier:
             layers.weights[name] = pointwise(tensors, name)
 
     def step(self, features, states: States, count, share) -> tuple[tf.Tensor, States]:
-        """Logits [1, classes] of the features [1, D] of one more frame.
+        """Logits [1, 1, 1, classes] of the features [1, 1, 1, D] of one more frame.
 
         Args:
             features: of the frame.
@@ -42,7 +45,8 @@ class LeanClassifier:
         return self.layers.matmul("logits", hidden), {"state_head_pool_mean": mean}
 
     def initial_states(self) -> Shapes:
-        return {"state_head_pool_mean": (1, self.layers.weights["classifier"].kernel.shape[0])}
+        width, _ = self.layers.weights["classifier"].kernel.shape
+        return {"state_head_pool_mean": (1, 1, 1, width)}
 
 
 class LeanFrameAverage:
@@ -59,7 +63,7 @@ class LeanFrameAverage:
         return mean, {"state_head_mean": mean}
 
     def initial_states(self) -> Shapes:
-        return {"state_head_mean": (1, self.num_classes)}
+        return {"state_head_mean": (1, 1, 1, self.num_classes)}
 
 
 class LeanTransformer:
@@ -86,14 +90,14 @@ class LeanTransformer:
         weights["logits"] = dense(tensors, "logits", norm="transformer/norm")
 
     def embed(self, features):
-        """Z [1, D] of features [1, D']."""
+        """Z of features."""
         return self.layers.matmul("affine", features)
 
     def normed(self, z):
         return standardised(z) * self.tensors["norm/gamma"] + self.tensors["norm/beta"]
 
     def projections(self, layer: int, x) -> list[tf.Tensor]:
-        """Queries (scaled), keys and values, each [heads, n, d], of [n, D]."""
+        """Queries (scaled), keys and values, each [heads, n, d], of n rows."""
         x = standardised(x)
         split = [-1, self.heads, self.width // self.heads]
         projected = (
@@ -103,8 +107,8 @@ class LeanTransformer:
         return [tf.transpose(tf.reshape(part, split), [1, 0, 2]) for part in projected]
 
     def merged(self, layer: int, attended):
-        """[n, D] of the heads' answers [heads, n, d]."""
-        x = tf.reshape(tf.transpose(attended, [1, 0, 2]), [-1, self.width])
+        """n rows of the heads' answers [heads, n, d]."""
+        x = tf.reshape(tf.transpose(attended, [1, 0, 2]), [-1, 1, 1, self.width])
         return self.layers.matmul(f"transformer/layer{layer}/attention/output", x)
 
     def mlp(self, layer: int, x):
@@ -123,29 +127,30 @@ class LeanBidirectional(LeanTransformer):
         frames, places = states["state_head_window"], self._places()
         full = tf.minimum(tf.nn.relu(count - self.window), 1.0)
         newest = tf.nn.relu(1.0 - tf.abs(places - (count - 1.0)))
-        filled = frames + newest[:, None] * z
+        filled = frames + tf.reshape(newest, [-1, 1, 1, 1]) * z
         shifted = tf.concat([frames[1:], z], axis=0)
         frames = filled + full * (shifted - filled)
         seen = tf.minimum(count, float(self.window))
         return self.classify(frames, seen), {"state_head_window": frames}
 
     def classify(self, window, seen):
-        """Logits [1, classes] of embeddings [W, D], of which the first `seen`, [1], count."""
+        """Logits of W embeddings, of which the first `seen`, [1], count."""
         unseen = tf.minimum(tf.nn.relu(self._places() + 1.0 - seen), 1.0)
-        x = self.normed(window) + position_table(self.window, self.width)
+        x = self.normed(window) + position_table(self.window, self.width)[:, None, None]
         for layer in range(self.spec.head_depth):
             q, k, v = self.projections(layer, x)
             scores = tf.matmul(q, k, transpose_b=True) + unseen * MASKED
             x = x + self.merged(layer, tf.matmul(tf.nn.softmax(scores), v))
             x = x + self.mlp(layer, x)
-        total = tf.matmul((1.0 - unseen)[None], standardised(x))
-        return self.layers.matmul("logits", total / seen)
+        x = tf.reshape(standardised(x), [self.window, self.width])
+        mean = tf.matmul((1.0 - unseen)[None], x) / seen
+        return self.layers.matmul("logits", tf.reshape(mean, [1, 1, 1, self.width]))
 
     def _places(self):
         return tf.range(self.window, dtype=tf.float32)
 
     def initial_states(self) -> Shapes:
-        return {"state_head_window": (self.window, self.width)}
+        return {"state_head_window": (self.window, 1, 1, self.width)}
 
 
 class LeanCausal(LeanTransformer):
@@ -181,4 +186,4 @@ class LeanCausal(LeanTransformer):
     def initial_states(self) -> Shapes:
         kept = (self.heads, self.window, self.width // self.heads)
         shapes = {n: kept for i in range(self.spec.head_depth) for n in self._names(i)}
-        return {**shapes, "state_head_outputs": (self.window, self.width)}
+        return {**shapes, "state_head_outputs": (self.window, 1, 1, self.width)}

@@ -5,6 +5,9 @@ squeeze-excite state is a running mean under one frame count, not sums under cou
 no tensor has more than four dimensions.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 from official.projects.movinet.modeling import movinet
@@ -21,12 +24,22 @@ ACTIVATIONS = {
     "relu6": tf.nn.relu6,
     "swish": lambda x: x * tf.sigmoid(x),
 }
-# Gates f(a x + b): a and b go into the convolution before them.
+
+
+class Gate(NamedTuple):
+    """c f(a x + b): a and b go into the convolution before the gate, c into that after it."""
+
+    scale: float
+    offset: float
+    function: Callable
+    factor: float
+
+
 _GATES = {
     # tf-models rounds the sixth, and official weights were trained on that.
-    "hard_sigmoid": (1.0, 3.0, lambda x: tf.nn.relu6(x) * 0.16667),
-    "hard_sigmoid_keras2": (0.2, 0.5, lambda x: tf.minimum(tf.nn.relu(x), 1.0)),
-    "sigmoid": (1.0, 0.0, tf.sigmoid),
+    "hard_sigmoid": Gate(1.0, 3.0, tf.nn.relu6, 0.16667),
+    "hard_sigmoid_keras2": Gate(0.2, 0.5, lambda x: tf.minimum(tf.nn.relu(x), 1.0), 1.0),
+    "sigmoid": Gate(1.0, 0.0, tf.sigmoid, 1.0),
 }
 
 
@@ -43,7 +56,7 @@ class LeanMovinet:
         self.spec = spec
         self.layers = layers
         self.activation = ACTIVATIONS[spec.activation]
-        gate_scale, gate_offset, self.gating = _GATES[spec.gating_activation]
+        self.gate = _GATES[spec.gating_activation]
         blocks = movinet.BLOCK_SPECS[spec.backbone.removeprefix("movinet_")][1:-1]
         self.blocks = {
             f"block{i}_layer{j}": (kernel[0], stride[-1])
@@ -61,10 +74,12 @@ class LeanMovinet:
             if part == "projection":
                 scale = float(tensors[f"backbone/{block}/rezero/scale"])
             elif part == "se_expand":
-                scale = gate_scale
+                scale = self.gate.scale
             weights = convolution(tensors, f"backbone/{place}", suffix, scale)
             if part == "se_expand":
-                weights = weights._replace(bias=weights.bias + np.float32(gate_offset))
+                weights = weights._replace(bias=weights.bias + np.float32(self.gate.offset))
+            elif part == "projection" and spec.se_type != "none":
+                weights = weights._replace(kernel=weights.kernel * np.float32(self.gate.factor))
             layers.weights[place + suffix] = weights
 
     def step(self, frame, states: States, share) -> tuple[tf.Tensor, States]:
@@ -87,10 +102,10 @@ class LeanMovinet:
         x = self.layers.conv(f"{name}/expansion", inputs, 1, self.activation)
         x = self.layers.depthwise(f"{name}/feature", x, stride, self.activation)
         if taps > 1:
-            height, state = x.shape[1], f"state_{name}_stream_buffer"
+            height, (older, newest) = x.shape[1], _buffers(name)
             with tf.name_scope(f"{name}/buffer"):
-                frames = tf.concat([states[state], x], axis=1)
-                new[state] = frames[:, height:]
+                frames = tf.concat([states[older], states[newest], x], axis=1)
+                new[older], new[newest] = frames[:, height:-height], x
             x = self.layers.over_time(f"{name}/feature_temporal", frames, height, self.activation)
         if self.spec.se_type != "none":
             x = self._excited(name, x, states, new, share)
@@ -113,7 +128,7 @@ class LeanMovinet:
                 new[state] = mean
                 pooled = mean if self.spec.se_type == "3d" else tf.concat([mean, pooled], axis=-1)
         hidden = self.layers.conv(f"{name}/se_reduce", pooled, 1, self.activation)
-        gate = self.layers.conv(f"{name}/se_expand", hidden, 1, self.gating)
+        gate = self.layers.conv(f"{name}/se_expand", hidden, 1, self.gate.function)
         with tf.name_scope(f"{name}/se_gate"):
             return x * gate
 
@@ -125,7 +140,18 @@ class LeanMovinet:
             size = -(-size // stride)
             channels = self.layers.weights[f"{name}/feature"].bias.size
             if taps > 1:
-                shapes[f"state_{name}_stream_buffer"] = (1, (taps - 1) * size, size, channels)
+                older, newest = _buffers(name)
+                shapes[older] = (1, (taps - 2) * size, size, channels)
+                shapes[newest] = (1, size, size, channels)
             if self.spec.se_type in ("3d", "2plus3d"):
                 shapes[f"state_{name}_pool_mean"] = (1, 1, 1, channels)
         return shapes
+
+
+def _buffers(name: str) -> tuple[str, str]:
+    """A block's states that hold the frames before this one: all but the last, and the last.
+
+    The last is a state of its own because it leaves without a copy. Older ones can't: of outputs
+    that are inputs LiteRT's CompiledModel makes nonsense.
+    """
+    return f"state_{name}_stream_buffer", f"state_{name}_stream_buffer_newest"

@@ -37,8 +37,8 @@ _RATES = ("dropout", "stochastic_depth")
 class ModelSpec:
     """Everything that defines a video classifier.
 
-    Sizes left at 0 take their usual value: `embed_dim` the backbone's own width, `head_mlp` 4 D (D
-    in a causal head), `head_window` all `frames`.
+    Sizes left at 0 take their usual value: `embed_dim` the backbone's own width, `head_mlp` 4 D
+    (D / 2 in a causal head), `head_window` all `frames`.
 
     Args:
         backbone: one of `FEATURE_WIDTHS`.
@@ -175,7 +175,7 @@ class ModelSpec:
 
     def _usual_head_mlp(self) -> int:
         # In a stream a frame's latency is the reading of the head's weights, most of them here.
-        return self.embed_dim if self.head_attention == "causal" else 4 * self.embed_dim
+        return self.embed_dim // 2 if self.head_attention == "causal" else 4 * self.embed_dim
 
     @property
     def family(self) -> str:
