@@ -14,7 +14,8 @@ PACKAGE = Path(grw_keras.__file__).parent
 # fmt: off
 ORDER = [
     "lite",  # first: it is copied to machines that have nothing else of the package
-    "orderings", "backend", "losses", "normalization", "layer", "regularizer", "proof", "graph",
+    "lazy", "orderings", "backend", "losses", "normalization", "layer", "regularizer", "proof",
+    "graph",
     "attachment", "strict_yaml", "models.names", "models.spec", "models.randomness",
     "models.conv3d", "models.movinet", "models.mobilenet", "models.head", "models.causal_head",
     "models.optimizer",
@@ -54,7 +55,7 @@ HEAVY = {"tensorflow", "tf_keras", "jax", "torch", "official"}
 NEEDS_TENSORFLOW = {"data.pipeline", "data.record_builder"}
 # fmt: off
 NEEDS_NO_TENSORFLOW = [
-    "__init__", "lite", "orderings", "backend", "losses", "normalization", "layer", "keras3",
+    "__init__", "lite", "lazy", "orderings", "backend", "losses", "normalization", "layer", "keras3",
     "models.names", "models.spec", "zoo", "zoo.cache", "zoo.transfer", "zoo.download",
     "zoo.manifest", "zoo.registry", "zoo.tables", "zoo.importers", "zoo.importers.conv_forms",
     "zoo.importers.torch_archive", "zoo.importers.torch_pickle", "zoo.importers.torch_names",

@@ -1,4 +1,4 @@
-"""grw-keras train, evaluate, predict and data prepare, on a folder of small videos."""
+"""grw-keras train, evaluate, predict, export and data prepare, on a folder of small videos."""
 
 import csv
 import json
@@ -11,6 +11,8 @@ import pytest
 
 from grw_keras import cli, zoo
 from grw_keras.evaluation import results
+from grw_keras.lite import StreamSession
+from grw_keras.training import again
 from tests import video_files
 
 SIZE = 32
@@ -130,6 +132,35 @@ def test_prediction_names_classes_and_writes_a_labelled_video(run, videos, capsy
 
 
 @pytest.mark.slow
+def test_export_calibrates_with_training_clips_and_writes_a_stream(run, videos, tmp_path, capsys):
+    arguments = ["export", str(run), "--tflite", str(tmp_path), "--name", "bars"]
+    assert cli.main([*arguments, "--quantization", "int8", "--data", str(videos)]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'bars.tflite'}: " in said
+    assert "int8 weights" in said
+    session = StreamSession(tmp_path / "bars.tflite")
+    assert session.labels == ("down & out", "right")
+    model = zoo.load(run / "model")
+    clip = next(iter(again.centre_clips(again.open_split(run, videos, "test", workers=0))))[0]
+    for frame in clip[0].numpy():
+        session.step(frame)
+    expected = model(clip)[0].numpy()
+    assert np.abs(session.logits - expected).max() < 0.2 * np.ptp(expected)
+
+
+@pytest.mark.slow
+def test_clips_to_calibrate_with_are_from_all_over_the_split(run, videos):
+    taken = again.open_split(run, videos, "train", workers=0)
+    every = [(video[0].numpy(), int(label[0])) for video, label in again.centre_clips(taken)]
+    assert len(every) == sum(row["split"] == "train" for row in rows(run / "clips.csv")) == 6
+    chosen = [(video[0].numpy(), int(label[0])) for video, label in again.centre_clips(taken, 3)]
+    assert len(chosen) == 3
+    for (video, label), index in zip(chosen, (0, 2, 4), strict=True):
+        np.testing.assert_array_equal(video, every[index][0])
+        assert label == every[index][1]
+
+
+@pytest.mark.slow
 def test_prepared_records_train_alike(run, videos, tmp_path, capsys):
     records, out = tmp_path / "records", tmp_path / "run"
     splitting = ["--holdout", "0.25", "--test-regex", "set2", "--group-regex", r"seq\d+"]
@@ -187,6 +218,8 @@ def test_a_run_that_has_ended_ends_at_once_when_resumed(run, videos, capsys):
         ),
         (["evaluate", "nowhere", "--data", "x"], "nowhere"),
         (["predict", "nowhere", "a.mp4", "b.mp4", "--video", "c.mp4"], "--video writes one"),
+        (["export", "nowhere", "--tflite", "y"], "nowhere"),
+        (["export", "x", "--tflite", "y", "--quantization", "int8"], "int8 needs --data"),
         (["data", "prepare", "--data", "nowhere", "--out", "y"], "`data` must be"),
     ],
 )
@@ -205,8 +238,19 @@ def test_too_many_bad_videos_stop_a_run_with_their_list(videos, tmp_path, capsys
     assert "set1_seq09_r.mp4" in error
 
 
+COMMANDS = [
+    [],
+    ["train"],
+    ["evaluate"],
+    ["predict"],
+    ["export"],
+    ["benchmark"],
+    ["data", "prepare"],
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["data", "prepare"]])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_comes_without_a_framework(command):
     code = (
         "import sys\nfrom grw_keras.cli import main\n"

@@ -1,7 +1,8 @@
 """Models of the zoo as TFLite files for phones, cameras, small computers and browsers."""
 
-import importlib
 from typing import TYPE_CHECKING
+
+from grw_keras import lazy
 
 if TYPE_CHECKING:
     from grw_keras.export.conversion import UnsupportedOperationsError
@@ -10,28 +11,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Exported", "UnsupportedOperationsError", "VerificationError", "to_tflite"]
 
-_MODULES = {
-    "Exported": "tflite",
-    "UnsupportedOperationsError": "conversion",
-    "VerificationError": "verify",
-    "to_tflite": "tflite",
-}
-
-
-def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    except ModuleNotFoundError as error:
-        if error.name in ("ai_edge_litert", "ai_edge_quantizer"):
-            raise ImportError(
-                "Exporting needs the extra 'edge': pip install 'grw-keras[edge]'. "
-                f"Received: {error}"
-            ) from error
-        raise
-    return getattr(module, name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.names(
+    globals(),
+    {
+        "Exported": "tflite",
+        "UnsupportedOperationsError": "conversion",
+        "VerificationError": "verify",
+        "to_tflite": "tflite",
+    },
+    extra="edge",
+)

@@ -33,7 +33,7 @@ class Exported:
         files: the models written, `path` first.
         report: how it compares with the Keras model.
         sensitivity: of `"int8"`: what was quantised, what was left in float, and why; in
-            `NAME_sensitivity.csv` too.
+            `NAME_sensitivity.csv` too. A `classify` file, int8 weights throughout, has no rows.
     """
 
     path: Path
@@ -80,7 +80,7 @@ def to_tflite(
         UnsupportedOperationsError: TFLite lacks operations that the model needs (a ValueError).
         ValueError: a model that can't stream, int8 without calibration, arguments that don't go
             together, clips that aren't the model's.
-        TypeError: clips of another type.
+        TypeError: another model; clips of another type.
 
     Reference:
         The files' contract: tflite/README.md.
@@ -132,6 +132,11 @@ def _check(
     calibration: Any,
     whole_clip: bool,
 ) -> None:
+    if not isinstance(model, VideoClassifier):
+        raise TypeError(
+            "`model` must be a VideoClassifier, as grw_keras.zoo.load gives it. "
+            f"Received: {type(model).__name__}"
+        )
     if any(hasattr(module, "fake_kernel") for module in model.submodules):
         raise ValueError(
             "`model` computes as an int8 file would: make it plain by "

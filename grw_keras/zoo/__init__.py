@@ -1,7 +1,8 @@
 """The model zoo: `load` a model by name, `list_models`, `describe` one, `convert` weights."""
 
-import importlib
 from typing import TYPE_CHECKING
+
+from grw_keras import lazy
 
 if TYPE_CHECKING:
     from grw_keras.zoo.batch_norm import reestimate_batch_norm
@@ -20,22 +21,15 @@ __all__ = [
     "reestimate_batch_norm",
 ]
 
-_MODULES = {
-    "Imported": "importers",
-    "convert": "loading",
-    "describe": "tables",
-    "list_models": "tables",
-    "load": "loading",
-    "read_weights": "importers.files",
-    "reestimate_batch_norm": "batch_norm",
-}
-
-
-def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.names(
+    globals(),
+    {
+        "Imported": "importers",
+        "convert": "loading",
+        "describe": "tables",
+        "list_models": "tables",
+        "load": "loading",
+        "read_weights": "importers.files",
+        "reestimate_batch_norm": "batch_norm",
+    },
+)
