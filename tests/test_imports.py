@@ -55,8 +55,8 @@ HEAVY = {"tensorflow", "tf_keras", "jax", "torch", "official"}
 NEEDS_TENSORFLOW = {"data.pipeline", "data.record_builder"}
 # fmt: off
 NEEDS_NO_TENSORFLOW = [
-    "__init__", "lite", "lazy", "orderings", "backend", "losses", "normalization", "layer", "keras3",
-    "models.names", "models.spec", "zoo", "zoo.cache", "zoo.transfer", "zoo.download",
+    "__init__", "lite", "lazy", "orderings", "backend", "losses", "normalization", "layer",
+    "keras3", "models.names", "models.spec", "zoo", "zoo.cache", "zoo.transfer", "zoo.download",
     "zoo.manifest", "zoo.registry", "zoo.tables", "zoo.importers", "zoo.importers.conv_forms",
     "zoo.importers.torch_archive", "zoo.importers.torch_pickle", "zoo.importers.torch_names",
     "zoo.importers.torch_checkpoint", "zoo.importers.files", "zoo.matching", "evaluation",
