@@ -27,7 +27,8 @@ ORDER = [
     "zoo.importers.torch_archive", "zoo.importers.torch_pickle", "zoo.importers.torch_names",
     "zoo.importers.torch_checkpoint", "zoo.importers.files", "zoo.matching", "zoo.loading",
     "evaluation.published", "evaluation.cost", "zoo",
-    "data.video_file", "data.video", "data.sampling", "data.transforms", "data.clips",
+    "data.video_file", "data.video", "data.airplanes", "data.airplanes_tfds",
+    "data.sampling", "data.transforms", "data.clips",
     "data.csv_rows", "data.csv_source", "data.folder_source", "data.kinetics", "data.sources",
     "data.splits", "data.workers", "data.scan_cache", "data.scan", "data.tf_example",
     "data.record_files",
@@ -35,7 +36,7 @@ ORDER = [
     "data.stores", "data.samples", "data.pipeline", "data.opening",
     "evaluation.metrics", "evaluation.results", "evaluation.tables", "evaluation.predictions",
     "evaluation.evaluating", "evaluation.timeline",
-    "figures", "trajectories", "report", "labelled_video",
+    "figures", "trajectories", "page", "report", "labelled_video",
     "export.fake_quantization",  # without what makes files: training uses it
     "training.recipe_checks", "training.recipe", "training.runs", "training.checkpoint_files",
     "training.cluster", "training.distribution", "training.launch", "training.averaging",
@@ -52,7 +53,7 @@ ORDER = [
 # fmt: on
 MODULES = {f"grw_keras.{name}" for name in ORDER}
 HEAVY = {"tensorflow", "tf_keras", "jax", "torch", "official"}
-NEEDS_TENSORFLOW = {"data.pipeline", "data.record_builder"}
+NEEDS_TENSORFLOW = {"data.pipeline", "data.record_builder", "data.airplanes_tfds"}
 # fmt: off
 NEEDS_NO_TENSORFLOW = [
     "__init__", "lite", "lazy", "orderings", "backend", "losses", "normalization", "layer",
@@ -61,7 +62,7 @@ NEEDS_NO_TENSORFLOW = [
     "zoo.importers.torch_archive", "zoo.importers.torch_pickle", "zoo.importers.torch_names",
     "zoo.importers.torch_checkpoint", "zoo.importers.files", "zoo.matching", "evaluation",
     "evaluation.published", "models", "strict_yaml", "evaluation.metrics", "evaluation.results",
-    "evaluation.tables", "figures", "trajectories", "report", "labelled_video",
+    "evaluation.tables", "figures", "trajectories", "page", "report", "labelled_video",
     *(name for name in ORDER if name.startswith("data.") and name not in NEEDS_TENSORFLOW),
     "training.recipe_checks", "training.recipe", "training.runs", "training.checkpoint_files",
     "training.cluster", "training.launch", "training.stopping",

@@ -102,10 +102,10 @@ class LeanMovinet:
         x = self.layers.conv(f"{name}/expansion", inputs, 1, self.activation)
         x = self.layers.depthwise(f"{name}/feature", x, stride, self.activation)
         if taps > 1:
-            height, (older, newest) = x.shape[1], _buffers(name)
+            height, state = x.shape[1], f"state_{name}_stream_buffer"
             with tf.name_scope(f"{name}/buffer"):
-                frames = tf.concat([states[older], states[newest], x], axis=1)
-                new[older], new[newest] = frames[:, height:-height], x
+                frames = tf.concat([states[state], x], axis=1)
+                new[state] = frames[:, height:]
             x = self.layers.over_time(f"{name}/feature_temporal", frames, height, self.activation)
         if self.spec.se_type != "none":
             x = self._excited(name, x, states, new, share)
@@ -140,18 +140,7 @@ class LeanMovinet:
             size = -(-size // stride)
             channels = self.layers.weights[f"{name}/feature"].bias.size
             if taps > 1:
-                older, newest = _buffers(name)
-                shapes[older] = (1, (taps - 2) * size, size, channels)
-                shapes[newest] = (1, size, size, channels)
+                shapes[f"state_{name}_stream_buffer"] = (1, (taps - 1) * size, size, channels)
             if self.spec.se_type in ("3d", "2plus3d"):
                 shapes[f"state_{name}_pool_mean"] = (1, 1, 1, channels)
         return shapes
-
-
-def _buffers(name: str) -> tuple[str, str]:
-    """A block's states that hold the frames before this one: all but the last, and the last.
-
-    The last is a state of its own because it leaves without a copy. Older ones can't: of outputs
-    that are inputs LiteRT's CompiledModel makes nonsense.
-    """
-    return f"state_{name}_stream_buffer", f"state_{name}_stream_buffer_newest"
