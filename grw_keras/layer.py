@@ -16,7 +16,7 @@ from grw_keras.losses import (
 )
 from grw_keras.orderings import NUM_SAMPLED, check_integer, resolve
 
-NORMALIZATIONS = (None, "batch", "affine")
+NORMALIZATIONS = (None, "batch", "layer", "affine")
 METRICS = ("ordering", "speed", "order_accuracy", "acceleration")
 _Layer: Any = object  # to type checkers a Keras layer: tf_keras's or Keras 3's, once mixed in
 
@@ -122,6 +122,8 @@ class GRWRegularizerBase(_Layer):
         z, mask = clean(normalization.pool_space(as_float(inputs)), mask, self.window)
         if self.normalization == "batch":
             z = normalization.standardize(z, mask, synchronized=self.synchronized)
+        elif self.normalization == "layer":
+            z = normalization.standardize_frames(z)
         elif self.normalization == "affine":
             z = self.affine(z)
         return grw_terms(

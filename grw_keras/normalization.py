@@ -48,3 +48,14 @@ def standardize(z, mask=None, *, synchronized: bool = False):
     centred = z - mean(z)
     variance = mean(ops.square(centred))
     return centred * ops.rsqrt(variance + EPSILON) / math.sqrt(z.shape[-1])
+
+
+def standardize_frames(z):
+    """LayerNorm(Z): each frame's embedding less its mean, over its standard deviation.
+
+    Args:
+        z: embeddings [B, N, D], float32 or float64.
+    """
+    centred = z - ops.mean(z, axis=-1, keepdims=True)
+    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+    return centred * ops.rsqrt(variance + EPSILON)

@@ -44,6 +44,7 @@ class GRWRegularizer(GRWRegularizerBase, tf_keras.layers.Layer):
         seed: seed of `"sampled"`.
         normalization: what the loss, and only the loss, does to its input first. None: nothing.
             `"batch"`: figure 3, each channel standardised over batch and time, divided by √D.
+            `"layer"`: each frame's embedding standardised over its channels, as a layer norm does.
             `"affine"`: a learnable affine map, the identity at first, seen by the loss alone;
             for figure 4, where the head reads its output too, use `Dense(D)` and None.
         synchronized: under a tf.distribute strategy, take the statistics of `"batch"` and the

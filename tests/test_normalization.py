@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from grw_keras.normalization import EPSILON, pool_space, standardize
+from grw_keras.normalization import EPSILON, pool_space, standardize, standardize_frames
 
 
 def literal(z, mask=None):
@@ -34,6 +34,13 @@ def test_standardize_survives_a_constant_channel_and_a_common_offset():
     out = ops.convert_to_numpy(standardize(ops.convert_to_tensor(z)))
     np.testing.assert_allclose(out, literal(z.astype(np.float64)), atol=1e-3)
     np.testing.assert_array_equal(out[..., 1], 0)
+
+
+def test_standardize_frames_is_a_layer_norm():
+    z = np.random.default_rng(4).normal(3.0, 5.0, size=(2, 3, 16))
+    out = ops.convert_to_numpy(standardize_frames(ops.convert_to_tensor(z)))
+    mean, variance = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
+    np.testing.assert_allclose(out, (z - mean) / np.sqrt(variance + EPSILON), rtol=1e-6)
 
 
 def test_pool_space_averages_pixels_and_leaves_vectors():

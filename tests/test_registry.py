@@ -60,6 +60,12 @@ def test_an_unknown_name_gets_the_closest():
     [
         ({"activation": "relu"}, ValueError, "one of 'hard_swish'"),
         ({"window": 2}, ValueError, "`window` must be >= 3"),
+        ({"orderings": "some"}, ValueError, "one of 'auto', 'all', 'exact', 'sampled'"),
+        (
+            {"placement": "intermediate", "loss_input": "layer_norm"},
+            ValueError,
+            "'z' but in the final placement",
+        ),
         ({"frames": 2.5}, ValueError, "`frames` must be an integer"),
         ({"num_classes": True}, ValueError, "an integer"),
         ({"grw_weight": -1.0}, ValueError, "`grw_weight` must be >= 0"),

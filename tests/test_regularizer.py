@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from grw_keras import GRWRegularizer, grw_loss
+from grw_keras.layer import NORMALIZATIONS
 from grw_keras.normalization import EPSILON
 from tests.helpers import literal_loss, literal_terms
 
@@ -100,7 +101,7 @@ def test_keras_masks_of_ragged_clips_are_respected_and_passed_on():
     assert float(model.losses[0]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("normalization", [None, "batch", "affine"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_masked_rubbish_reaches_neither_loss_nor_gradients(normalization):
     mask = np.arange(11)[None] < np.array([[11], [5], [6], [9]])
     layer = GRWRegularizer(window=5, weight=1.0, normalization=normalization)
@@ -115,13 +116,13 @@ def test_masked_rubbish_reaches_neither_loss_nor_gradients(normalization):
         assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("normalization", [None, "batch", "affine"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_a_mask_of_the_wrong_shape_is_refused(normalization):
     with pytest.raises(ValueError, match=r"`mask` must be \[B, N\].*\(4, 7\)"):
         GRWRegularizer(normalization=normalization)(Z, mask=np.ones((4, 7)), training=True)
 
 
-@pytest.mark.parametrize("normalization", [None, "batch", "affine"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_float64_stays_float64(normalization):
     layer = GRWRegularizer(window=5, weight=1.0, warmup_steps=2, normalization=normalization)
     layer = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
@@ -248,7 +249,7 @@ def test_terms_can_be_asked_of_a_layer_that_was_never_called():
         ({"stride": 0}, r"stride=0"),
         ({"orderings": "any"}, r"orderings='any'"),
         ({"orderings": [[0, 1, 1, 2, 3]]}, r"permutation"),
-        ({"normalization": "layer"}, r"None, 'batch', 'affine'.*normalization='layer'"),
+        ({"normalization": "group"}, r"None, 'batch', 'layer', 'affine'.*normalization='group'"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

@@ -35,7 +35,11 @@ def stream(model: VideoClassifier, clips) -> list[np.ndarray]:
 def smoothed(model: VideoClassifier, clips) -> np.ndarray:
     """What equation 6 is taken of: Z of figure 4, or the standardised features of figure 3."""
     if model.spec.placement == "final":
-        return model.embeddings(clips, training=True).numpy()
+        z = model.embeddings(clips, training=True).numpy()
+        if model.spec.loss_input == "z":
+            return z
+        centred = z - z.mean(-1, keepdims=True)
+        return centred / np.sqrt(z.var(-1, keepdims=True) + 1e-5)
     features = model.backbone(clips, training=True)["smoothed"].numpy().mean((2, 3))
     centred = features - features.mean((0, 1))
     return centred / np.sqrt(features.var((0, 1)) + 1e-5) / np.sqrt(features.shape[-1])
@@ -93,6 +97,11 @@ NAMES = [
     else pytest.param(name, marks=pytest.mark.exhaustive)
     for name, spec in registry.specs().items()
 ]
+
+
+@pytest.mark.slow
+def test_the_loss_takes_the_layer_norm_of_z_where_the_spec_says_so():
+    check_smoothing(small("mobilenet_v3_small_grw", loss_input="layer_norm"))
 
 
 @pytest.mark.slow

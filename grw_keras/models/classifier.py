@@ -287,12 +287,15 @@ class VideoClassifier(tf_keras.Model):
 def _regularizer(spec: ModelSpec) -> GRWRegularizer | None:
     if spec.placement == "none":
         return None
-    intermediate = spec.placement == "intermediate"
+    normalization = {"z": None, "layer_norm": "layer"}[spec.loss_input]
+    if spec.placement == "intermediate":
+        normalization = "batch"
     return GRWRegularizer(
         window=spec.window,
         alpha=spec.alpha,
         weight=spec.grw_weight,
-        normalization="batch" if intermediate else None,
+        orderings=spec.orderings,
+        normalization=normalization,
         # Replicas count windows together: masks may leave them different numbers.
         synchronized=True,
         seed=spec.seed,

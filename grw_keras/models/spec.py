@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head": ("classifier", "transformer"),
     "head_attention": ("bidirectional", "causal"),
     "placement": ("none", "final", "intermediate"),
+    "orderings": ("auto", "all", "exact", "sampled"),
+    "loss_input": ("z", "layer_norm"),
     "temporal_shift": ("none", "bidirectional", "causal"),
 }
 _SIZES = (
@@ -73,6 +75,10 @@ class ModelSpec:
         window: T of equation 1, frames.
         alpha: α of equation 6.
         grw_weight: λ of equation 7.
+        orderings: of a window that the loss compares with, as `GRWRegularizer` takes them: by its
+            length, all, exactly all, or a sample.
+        loss_input: of the loss in the final placement: `"z"`, as in figure 4, or
+            `"layer_norm"`, Z standardised frame by frame, as the head reads it.
         pair_input: feed (frame, base frame of its T-window) as six channels; MobileNetV3.
         temporal_shift: TSM; `"causal"` takes channels from the frame before alone, as streams do
             with `"bidirectional"` too.
@@ -113,6 +119,8 @@ class ModelSpec:
     window: int = 5
     alpha: float = 0.5
     grw_weight: float = 0.1
+    orderings: str = "auto"
+    loss_input: str = "z"
     pair_input: bool = False
     temporal_shift: str = "none"
     dropout: float = 0.0
@@ -159,6 +167,8 @@ class ModelSpec:
             not (self.placement == "final" and not transformer),
             "'none' or 'intermediate' with the official classifier: only head='transformer' has Z",
         )
+        own_input = self.loss_input == "z" or self.placement == "final"
+        self._require("loss_input", own_input, "'z' but in the final placement")
         if transformer:
             self._require("embed_dim", self.embed_dim % 2 == 0, "even: half sines, half cosines")
             divides = self.embed_dim % self.head_heads == 0

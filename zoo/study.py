@@ -1,0 +1,273 @@
+"""GRW-smoothing on real video: a study of many short runs on UT-Interaction, which resumes.
+
+    python zoo/study.py --data ut_interaction --weights movinet_a0_stream_k600_int8.tflite
+    python zoo/study.py --data … --weights … --repeat NAME     # one row again, to compare
+
+Four models (official classifier, attention only, intermediate and final GRW-smoothing) start from
+the same Kinetics-600 weights and are fine-tuned on one set of UT-Interaction, to be tested on the
+other, whose actors are others. Every run is one `grw-keras train` with deterministic operations; its
+row is appended to zoo/results/study.csv as it ends, and runs that have a row are not done again.
+Learning rates, and λ of the smoothed models, are chosen on the training set alone: a fifth of its
+sequences is held out, and the cross-entropy on them decides. `zoo/study_page.py` makes the page.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+FOLDS = ("set1", "set2")  # the set that is trained on
+MODELS = {
+    "official classifier": "movinet_a0_stream",
+    "attention only": "movinet_a0_stream_attention",
+    "intermediate GRW": "movinet_a0_stream_intermediate",
+    "final GRW": "movinet_a0_stream_grw",
+}
+SMOOTHED = ("intermediate GRW", "final GRW")
+SEEDS, FEW_SEEDS = range(5), range(2)
+EPOCHS = 15  # of all training clips; with fewer clips as many steps
+HELD_OUT = 0.2  # of the sequences, in tuning
+RATE_FACTORS = (0.3, 1.0, 3.0)  # of the paper's learning rates
+WEIGHTS = (0.03, 0.1, 0.3)  # λ, in tuning
+CSV = Path(__file__).parent / "results" / "study.csv"
+
+Row = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training and its test.
+
+    Args:
+        part: of the study: tuning, main, …
+        model: one of `MODELS`.
+        fold: the set that is trained on; the other is the test.
+        seed: of everything random, the choice of a part of the clips included.
+        share: of the training clips, (0, 1].
+        frames: of a clip, and of its test.
+        rate: factor of the paper's learning rates.
+        window, alpha, weight, orderings, loss_input: as in `ModelSpec`.
+    """
+
+    part: str
+    model: str
+    fold: str
+    seed: int = 0
+    share: float = 1.0
+    frames: int = 10
+    rate: float = 1.0
+    window: int = 5
+    alpha: float = 0.5
+    weight: float = 0.1
+    orderings: str = "auto"
+    loss_input: str = "z"
+
+    @property
+    def name(self) -> str:
+        """What tells it from all other runs."""
+        values = dataclasses.asdict(self).items()
+        return ",".join(f"{key}={value}".replace(" ", "_") for key, value in values)
+
+    def settings(self) -> dict[str, object]:
+        """Keys of the recipe."""
+        rates = {
+            "training.backbone_rate": [1e-4 * self.rate, 1e-6 * self.rate],
+            "training.head_rate": [1e-3 * self.rate, 1e-5 * self.rate],
+        }
+        found = {"training.deterministic": True, "training.seed": self.seed, **rates}
+        if self.model in SMOOTHED:
+            spec = {"grw_weight": self.weight, "window": self.window, "alpha": self.alpha}
+            spec["orderings"] = self.orderings
+            if self.model == "final GRW":
+                spec["loss_input"] = self.loss_input
+            found |= {f"model.spec.{key}": value for key, value in spec.items()}
+        return found
+
+
+def plan(rows: Sequence[Row]) -> Iterator[Run]:
+    """All runs that can be said by now: what is tuned waits for its tuning's rows."""
+    for fold in FOLDS:
+        for model in MODELS:
+            yield from tuning(model, fold, rows)
+    chosen = {
+        (model, fold): best
+        for model in MODELS
+        for fold in FOLDS
+        if (best := tuned(model, fold, rows)) is not None
+    }
+
+    def each(part: str, seeds: Sequence[int], models: Sequence[str] = tuple(MODELS), **changes):
+        for seed in seeds:
+            for fold in FOLDS:
+                for model in models:
+                    if (model, fold) in chosen:
+                        best = chosen[model, fold]
+                        yield dataclasses.replace(best, part=part, seed=seed, **changes)
+
+    yield from each("main", SEEDS)
+    yield from each("share", SEEDS, share=0.25)
+    yield from each("share", SEEDS, share=0.5)
+    for frames in (5, 3):
+        yield from each("frames", SEEDS, frames=frames, window=min(5, frames))
+    half = {"share": 0.5, "models": ("final GRW",)}
+    for window, orderings in ((3, "auto"), (10, "exact"), (10, "sampled")):
+        yield from each("window", FEW_SEEDS, window=window, orderings=orderings, **half)
+    for alpha in (0.0, 0.25, 1.0):
+        yield from each("alpha", FEW_SEEDS, alpha=alpha, **half)
+    for weight in (0.0, 0.01, 0.1, 1.0):
+        yield from each("weight", FEW_SEEDS, weight=weight, **half)
+    yield from each("loss input", FEW_SEEDS, loss_input="layer_norm", **half)
+
+
+def tuning(model: str, fold: str, rows: Sequence[Row]) -> Iterator[Run]:
+    """At most five runs on the training set alone: three rates, then λ at the best of them."""
+    first = [Run(part="tuning", model=model, fold=fold, rate=rate) for rate in RATE_FACTORS]
+    yield from first
+    best = least_entropy(first, rows)
+    if model in SMOOTHED and best is not None:
+        for weight in WEIGHTS:
+            yield dataclasses.replace(best, weight=weight)
+
+
+def tuned(model: str, fold: str, rows: Sequence[Row]) -> Run | None:
+    """The tuning run with the least cross-entropy on held-out sequences, once all are done."""
+    return least_entropy(list(tuning(model, fold, rows)), rows)
+
+
+def least_entropy(runs: Sequence[Run], rows: Sequence[Row]) -> Run | None:
+    found = {row["name"]: float(row["nll"]) for row in rows}
+    if any(run.name not in found for run in runs):
+        return None
+    return min(runs, key=lambda run: found[run.name])
+
+
+def clip_list(run: Run, data: Path) -> list[tuple[str, str, str]]:
+    """(path, label, split) of the run's clips.
+
+    A share of the training clips is one of whole sequences' clips of each class; in tuning a fifth
+    of the sequences validates, chosen by the seed.
+    """
+    listed = []
+    rng = np.random.default_rng([run.seed, FOLDS.index(run.fold)])
+    videos = sorted(path for path in data.glob("*/*") if path.suffix == ".avi")
+    own = [path for path in videos if path.name.startswith(run.fold)]
+    for label in sorted({path.parent.name for path in own}):
+        of_class = [path for path in own if path.parent.name == label]
+        kept = rng.permutation(len(of_class))[: round(run.share * len(of_class))]
+        listed += [(of_class[index], label, "train") for index in sorted(kept)]
+    if run.part == "tuning":
+        sequences = sorted({_sequence(path) for path, _, _ in listed})
+        held = set(rng.permutation(sequences)[: round(HELD_OUT * len(sequences))])
+        listed = [
+            (path, label, "test" if _sequence(path) in held else split)
+            for path, label, split in listed
+        ]
+    else:
+        others = [path for path in videos if not path.name.startswith(run.fold)]
+        listed += [(path, path.parent.name, "test") for path in others]
+    return [(str(path.resolve()), label, split) for path, label, split in listed]
+
+
+def _sequence(path: Path) -> str:
+    return re.search(r"seq\d+", path.name)[0]
+
+
+def carry_out(run: Run, data: Path, weights: Path) -> dict[str, str]:
+    """Trains and tests; the run's row."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        clips, out = Path(folder, "clips.csv"), Path(folder, "run")
+        with clips.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("path", "label", "split"), *clip_list(run, data)])
+        settings = [f"{key}={json.dumps(value)}" for key, value in run.settings().items()]
+        command = [
+            *("train", "--model", MODELS[run.model], "--weights", str(weights)),
+            *("--data", str(clips), "--frames", str(run.frames), "--out", str(out)),
+            *("--epochs", str(round(EPOCHS / run.share)), "--set", *settings),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "grw_keras.cli", *command], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(command)}\n{done.stderr[-2000:]}")
+        found = json.loads(Path(out, "results_test.json").read_text(encoding="utf-8"))
+    measured = {
+        key: "" if found[key] is None else f"{found[key]:.6g}"
+        for key in ("top1", "nll", "ece", "mean_speed", "mean_acceleration", "order_accuracy")
+    }
+    by_frames = " ".join(f"{frames}:{share:.4f}" for frames, share in found["accuracy_by_frames"])
+    return {
+        "name": run.name,
+        **{key: str(value) for key, value in dataclasses.asdict(run).items()},
+        **measured,
+        "accuracy_by_frames": by_frames,
+        "seconds": f"{time.perf_counter() - start:.0f}",
+    }
+
+
+def read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: Row) -> None:
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def repeat(name: str, rows: Sequence[Row], data: Path, weights: Path) -> bool:
+    """Carries out one row's run again, and tells every cell that differs."""
+    (before,) = [row for row in rows if row["name"] == name] or [None]
+    if before is None:
+        raise SystemExit(f"No row has this name. Received: {name}")
+    (run,) = [run for run in plan(rows) if run.name == name]
+    again = carry_out(run, data, weights)
+    changed = [key for key in again if key != "seconds" and again[key] != before[key]]
+    for key in changed:
+        print(f"{key}: {before[key]} → {again[key]}")
+    print("The row is the same" if not changed else f"{len(changed)} cells differ")
+    return not changed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of CLASS/setS_seqNN_ID.avi")
+    parser.add_argument("--weights", type=Path, required=True, help="Kinetics-600 TFLite file")
+    parser.add_argument("--csv", type=Path, default=CSV, help="rows of runs that are done")
+    parser.add_argument("--most", type=int, help="runs to do now; default: all")
+    parser.add_argument("--repeat", metavar="NAME", help="do one row again and compare")
+    options = parser.parse_args(arguments)
+    if options.repeat:
+        return 0 if repeat(options.repeat, read(options.csv), options.data, options.weights) else 1
+    done = 0
+    while options.most is None or done < options.most:
+        rows = read(options.csv)
+        names = {row["name"] for row in rows}
+        left = [run for run in plan(rows) if run.name not in names]
+        if not left:
+            break
+        row = carry_out(left[0], options.data, options.weights)
+        append(options.csv, row)
+        done += 1
+        print(f"{len(left) - 1} left; {row['name']}: top-1 {row['top1']}, {row['seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
