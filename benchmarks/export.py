@@ -4,10 +4,10 @@
 
 The official graph is `movinet_a0_stream` with its classifier of 600 classes, unchanged: one frame,
 external states. Ours have 600 classes and random weights too, for latency does not depend on them.
-One thread; blocks of frames take turns. Ratios keep through a process and differ by a tenth and more
-from one to the next: so they are formed within a process, and their median over processes is told,
-and their range. The bidirectional head's figure at a stride of 5 frames is
-that of its embed file plus a fifth of its classify file's.
+One thread; blocks of frames take turns. Ratios keep through a process and differ by a tenth and
+more from one to the next: so they are formed within a process, and their median over processes is
+told, and their range. The bidirectional head's figure at a stride of 5 frames is that of its embed
+file plus a fifth of its classify file's.
 """
 
 import argparse

@@ -199,12 +199,16 @@ def figure_two(runs: Mapping[str, WarmUp], labels: np.ndarray) -> Figure:
     no unit: each model's are divided by their standard deviation, then both have one scale."""
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(10.6, 5.6), layout="constrained")
-        panels = figure.subplots(1, len(runs), sharex=True, sharey=True)
+        panels = figure.subplots(1, len(runs))
         for axes, (name, run) in zip(panels, runs.items(), strict=True):
             centred = run.z - run.z.mean((0, 1))
             deviation = np.sqrt(np.square(centred).sum(-1).mean())
             draw_trajectories(axes, centred / deviation, labels, airplanes.CLASSES, shown=2)
             axes.set_title(name)
+        ends = [abs(end) for axes in panels for end in (*axes.get_xlim(), *axes.get_ylim())]
+        for axes in panels:
+            axes.set_aspect("equal", adjustable="box")
+            axes.set(xlim=(-max(ends), max(ends)), ylim=(-max(ends), max(ends)))
     return figure
 
 

@@ -5,10 +5,10 @@
 
 Four models (official classifier, attention only, intermediate and final GRW-smoothing) start from
 the same Kinetics-600 weights and are fine-tuned on one set of UT-Interaction, to be tested on the
-other, whose actors are others. Every run is one `grw-keras train` with deterministic operations; its
-row is appended to zoo/results/study.csv as it ends, and runs that have a row are not done again.
-Learning rates, and λ of the smoothed models, are chosen on the training set alone: a fifth of its
-sequences is held out, and the cross-entropy on them decides. `zoo/study_page.py` makes the page.
+other, whose actors are others. Every run is one `grw-keras train` with deterministic operations;
+its row is appended to zoo/results/study.csv as it ends, and runs that have a row are not done
+again. Learning rates, and λ of the smoothed models, are chosen on the training set alone: a fifth
+of its sequences is held out, and the cross-entropy on them decides.
 """
 
 import argparse
@@ -247,7 +247,9 @@ def repeat(name: str, rows: Sequence[Row], data: Path, weights: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of CLASS/setS_seqNN_ID.avi")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of CLASS/setS_seqNN_ID.avi"
+    )
     parser.add_argument("--weights", type=Path, required=True, help="Kinetics-600 TFLite file")
     parser.add_argument("--csv", type=Path, default=CSV, help="rows of runs that are done")
     parser.add_argument("--most", type=int, help="runs to do now; default: all")

@@ -37,6 +37,8 @@ def quantization_aware(model: VideoClassifier) -> VideoClassifier:
     convolutions in int8 too, and the inputs of their backbone share a grid: the batch's, where
     files have one by calibration.
 
+    The first stages too, which files keep in float: it was measured so.
+
     Batch norm and ReZero scale a kernel's outputs, and the grid with them; layer norms, which files
     fold into the kernels after them, scale inputs, and are taken into account. Weights by name,
     `step` and `save_pretrained` stay as they are, the latter with the float weights; before

@@ -3,8 +3,11 @@
 Two roads lead to int8. Models with squeeze-excite and hard-swish get int8 weights, rounded by
 calibration (`rounding`), in their pointwise convolutions and heads; their activations are quantised
 as they come, for a few of them have tails that no fixed range fits. The MoViNets of `_relu6` are
-bounded, and their backbone is int8 throughout. Stream states enter and leave as floats on both
-roads, and running means and frame counts, which leave any calibrated range, stay floats.
+bounded, and most of their backbone is int8 throughout. On both roads the stem and the first two
+blocks stay floats: of many pixels and few channels, they hold 3 % of the weights at most, int8
+saves them no time (quantising their inputs costs as much), and their errors travel furthest. Stream
+states enter and leave as floats, and running means and frame counts, which leave any calibrated
+range, stay so.
 
 Reference:
     The kernels' side: dynamic-range and full-integer quantisation of LiteRT,
@@ -38,6 +41,8 @@ SENSITIVITY_FRAMES = 48
 
 Weights = Mapping[str, Affine]
 _Operation = qtyping.TFLOperationName
+_FLOAT_STAGES = ("stem", "block0", "block1")
+_WHY_FLOAT = "of many pixels and few channels: int8 saves no time, and its errors travel furthest"
 _DYNAMIC = "CONV_2D"  # matrix products are such convolutions too, see `Layers.matmul`
 _STATIC_KERNELS = (_Operation.CONV_2D, _Operation.DEPTHWISE_CONV_2D)
 _STATIC_GLUE = (
@@ -102,7 +107,11 @@ def dynamic_int8(
         return _finished(work)
 
     alone = _each_alone(flatbuffer, clips, lambda layer: quantise([layer]))
-    taken = [kernel for kernel in alone if kernel.operation == _DYNAMIC]
+    taken = [
+        kernel
+        for kernel in alone
+        if kernel.operation == _DYNAMIC and _stage(kernel.layer) not in _FLOAT_STAGES
+    ]
     by_harm = [kernel.layer for kernel in sorted(taken, key=alone.__getitem__)]
     measure = _Measure(flatbuffer, clips)
     for spared in (0, *_doubling(len(by_harm) // 2)):
@@ -112,6 +121,8 @@ def dynamic_int8(
             break
 
     def fate(kernel: Kernel) -> tuple[str, str]:
+        if _stage(kernel.layer) in _FLOAT_STAGES:
+            return "float32", _WHY_FLOAT
         if kernel.operation != _DYNAMIC:
             return "float32", "few weights, and no int8 kernel takes float activations"
         if kernel.layer in by_harm[:spared]:
@@ -125,11 +136,11 @@ def dynamic_int8(
 def static_int8(
     flatbuffer: bytes, rounded: Weights, clips: Sequence[np.ndarray]
 ) -> tuple[bytes, list[Sensitivity]]:
-    """The backbone int8 throughout, by ranges that calibration saw; the head as in `dynamic`.
+    """The backbone after its first stages int8 throughout, by ranges that calibration saw; the head
+    as in `dynamic`.
 
-    The stem is `dynamic`: in Google's own weights it alone cost the answers more than all other
-    layers together. While the answers keep less than `LEAST_SNR_DB`, the stages after it become
-    `dynamic` too, one after the other from the first, whose errors travel furthest.
+    While the answers keep less than `LEAST_SNR_DB`, the int8 stages become `dynamic`, one after the
+    other from the first, whose errors travel furthest.
 
     Args:
         flatbuffer: a float stream or embed model of bounded activations.
@@ -147,8 +158,9 @@ def static_int8(
         ranges = watched.calibrate({SIGNATURE: Feeds(Runner(flatbuffer), clips)})
 
     def quantise(static: Sequence[str]) -> bytes:
-        work = quantizer.Quantizer(bytearray(conversion.with_weights(flatbuffer, rounded)))
-        _add_dynamic(work, ".*")
+        layers = [k.layer for k in kernels if _stage(k.layer) not in _FLOAT_STAGES]
+        work = quantizer.Quantizer(bytearray(_with(flatbuffer, rounded, layers)))
+        _add_dynamic(work, _scope(*layers))
         if static:
             _add_static(work, _stages_scope(static), (*_STATIC_GLUE, *_STATIC_KERNELS))
         return _finished(work, ranges)
@@ -162,7 +174,7 @@ def static_int8(
         return _finished(work, ranges)
 
     measure = _Measure(flatbuffer, clips)
-    for first in range(1, len(stages) + 1):
+    for first in range(len(_FLOAT_STAGES), len(stages) + 1):
         model = quantise(stages[first:])
         reached = measure.snr_db(model)
         if reached >= LEAST_SNR_DB:
@@ -170,6 +182,8 @@ def static_int8(
 
     def fate(kernel: Kernel) -> tuple[str, str]:
         stage = _stage(kernel.layer)
+        if stage in _FLOAT_STAGES:
+            return "float32", _WHY_FLOAT
         if stage in stages[first:]:
             return "int8", f"with these stages in int8 the answers keep {reached:.1f} dB"
         if kernel.operation == _DYNAMIC:
