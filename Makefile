@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .PHONY: demo test test-fast test-all lint bench constraints
 
 demo: $(READY)
-	$(PY) zoo/moving_shapes.py --out runs/demo
+	$(PY) zoo/demo.py --out runs/demo
 
 test: $(READY)
 	$(PYTEST) -m "not exhaustive"

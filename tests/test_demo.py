@@ -1,70 +1,116 @@
-"""The script behind `make demo`: its data tell nothing frame by frame, and it runs to the end."""
+"""The script behind `make demo`: what it trains on, and that it runs to its page."""
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp
 
-SCRIPT = Path(__file__).parents[1] / "zoo" / "moving_shapes.py"
+from grw_keras.data import airplanes
+
+SCRIPT = Path(__file__).parents[1] / "zoo" / "demo.py"
 
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("moving_shapes", SCRIPT)
+    spec = importlib.util.spec_from_file_location("demo", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules["demo"]
 
 
-def test_in_any_single_frame_all_classes_have_the_same_positions(demo):
-    labels = np.repeat(np.arange(len(demo.CLASSES)), 4000)
-    paths = demo.make_paths(labels, np.random.default_rng(0))
-    for frame in (0, 4, 9):
-        x, y = paths[:, frame].T
-        for position in (x, y, np.hypot(x, y)):
-            classes = [position[labels == label] for label in range(len(demo.CLASSES))]
-            for other in classes[1:]:
-                assert ks_2samp(classes[0], other).pvalue > 1e-3
+@pytest.fixture(scope="module")
+def clips(demo):
+    return demo.Clips(*airplanes.make("train", size=16, count=2 * demo.BATCH))
 
 
-def test_the_motion_of_each_class_is_its_own(demo):
-    labels = np.arange(300) % 3
-    paths = demo.make_paths(labels, np.random.default_rng(1))
-    angles = np.unwrap(np.arctan2(paths[..., 1], paths[..., 0]), axis=1)
-    turns = angles[:, -1] - angles[:, 0]
-    assert (turns[labels == 0] > 1).all()
-    assert (turns[labels == 1] < -1).all()
-    np.testing.assert_allclose(turns[labels == 2], 0, atol=1e-6)
+def taken(demo, clips, count, seed=0):
+    return [
+        (video.numpy(), labels.numpy())
+        for video, labels in demo.batches(clips, seed=seed).take(count)
+    ]
 
 
-def test_clips_are_pixels_in_the_unit_range_and_seeded(demo):
-    clips, labels = demo.make_clips(9, np.random.default_rng(2))
-    again, _ = demo.make_clips(9, np.random.default_rng(2))
-    assert clips.shape == (9, demo.N, demo.SIZE, demo.SIZE, 1)
-    assert clips.dtype == np.float32
-    assert clips.min() >= 0
-    assert clips.max() <= 1
-    assert np.bincount(labels).tolist() == [3, 3, 3]
-    np.testing.assert_array_equal(clips, again)
+def test_an_epoch_holds_every_clip_once_in_an_order_of_its_own(demo, clips):
+    batches = taken(demo, clips, 4)
+    sums = np.sort(clips.video.reshape(len(clips.labels), -1).sum(-1, dtype=np.int64))
+    for epoch in (batches[:2], batches[2:]):
+        video = np.concatenate([video for video, _ in epoch])
+        seen = np.rint(video.reshape(len(video), -1).astype(np.float64).sum(-1) * 255)
+        np.testing.assert_allclose(np.sort(seen), sums, atol=2)  # turned, mirrored, reversed
+    assert not np.array_equal(batches[0][1], batches[2][1])
+
+
+def test_batches_are_the_same_for_the_same_seed(demo, clips):
+    for once, again in zip(taken(demo, clips, 3), taken(demo, clips, 3), strict=True):
+        np.testing.assert_array_equal(once[0], again[0])
+        np.testing.assert_array_equal(once[1], again[1])
+    other = taken(demo, clips, 1, seed=1)
+    assert not np.array_equal(other[0][0], taken(demo, clips, 1)[0][0])
+
+
+def test_variation_keeps_the_motion_a_turn_about_the_same_axis(demo):
+    """Turned by quarters, mirrored and backwards are pictures of an airplane that turns so."""
+    clip = np.arange(2 * 3 * 3 * 3).reshape(2, 3, 3, 3)
+    np.testing.assert_array_equal(demo.varied(clip, 0, 0, 0), clip)
+    np.testing.assert_array_equal(demo.varied(clip, 0, 0, 1), clip[::-1])
+    np.testing.assert_array_equal(demo.varied(clip, 0, 1, 0), clip[:, :, ::-1])
+    turned = demo.varied(clip, 1, 0, 0)
+    np.testing.assert_array_equal(turned[:, 0, 0], clip[:, 0, 2])
+    np.testing.assert_array_equal(demo.varied(turned, 3, 0, 0), clip)
+
+
+def test_numbers_beside_the_figure_are_by_their_formulas(demo):
+    z = np.random.default_rng(0).normal(size=(5, 10, 4)).astype(np.float32)
+    found = demo.WarmUp([0.1, 0.7], z).numbers()
+    speed = np.mean([np.linalg.norm(c[t + 1] - c[t]) for c in z for t in range(9)])
+    acceleration = np.mean(
+        [np.linalg.norm(c[t + 2] - 2 * c[t + 1] + c[t]) for c in z for t in range(8)]
+    )
+    assert found["accuracy"] == 0.7
+    assert found["acceleration_over_speed"] == pytest.approx(acceleration / speed, rel=1e-5)
+    variances = np.linalg.eigvalsh(np.cov(z.reshape(-1, 4).T))
+    share = variances[-2:].sum() / variances.sum()
+    assert found["variance_in_two_components"] == pytest.approx(share, rel=1e-5)
+
+
+def test_both_panels_of_figure_two_have_one_scale(demo):
+    rng = np.random.default_rng(0)
+    runs = {
+        name: demo.WarmUp([0.5], scale * rng.normal(size=(9, 10, 4)))
+        for name, scale in (("without GRW", 100.0), ("with GRW", 1.0))
+    }
+    panels = demo.figure_two(runs, np.arange(9) % 3).axes
+    assert panels[0].get_xlim() == panels[1].get_xlim() == panels[1].get_ylim()
+    assert 0.5 < panels[0].get_xlim()[1] < 10
 
 
 @pytest.mark.slow
-def test_a_short_run_writes_the_figure_and_the_numbers(tmp_path):
-    command = [sys.executable, SCRIPT, "--out", tmp_path, "--epochs", "1", "--train-clips", "12"]
+def test_a_short_run_writes_the_page_the_numbers_and_the_file(tmp_path):
+    command = [sys.executable, SCRIPT, "--out", tmp_path, "--epochs", "1"]
+    command += ["--train-clips", "20", "--test-clips", "6"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    numbers = json.loads((tmp_path / "moving_shapes.json").read_text())
-    assert list(numbers) == ["without GRW", "with GRW"]
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert list(numbers) == ["without GRW", "with GRW", "stream"]
+    assert numbers["stream"]["largest_difference_of_range"] < 1e-3
     for values in numbers.values():
-        assert 0 <= values["test accuracy"] <= 1
+        assert 0 <= values["accuracy"] <= 1
         assert np.isfinite(list(values.values())).all()
-    accuracies = "".join(f"{values['test accuracy']:>14.3f}" for values in numbers.values())
-    assert f"test accuracy             {accuracies}" in run.stdout
-    assert (tmp_path / "moving_shapes.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    for name in ("without GRW", "with GRW"):
+        assert f"{numbers[name]['acceleration_over_speed']:.3f}" in page
+    assert page.count("<img ") == 6  # three strips, figure 2, two curves
+    assert not re.search(r"https?://|<script", page)
+    assert (tmp_path / "airplanes.tflite").stat().st_size > 1e6
+    told = [line for line in run.stdout.splitlines() if line.startswith("[")]
+    assert len(told) >= 6
+    assert all("s left" in line for line in told[1:])
 
 
 def test_bad_arguments_are_refused(demo, capsys):

@@ -188,7 +188,9 @@ def test_embeddings_are_those_of_the_int8_file(plain, aware, clips):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize(
+    "attention", ["bidirectional", pytest.param("causal", marks=pytest.mark.exhaustive)]
+)
 def test_answers_are_nearer_to_the_int8_files_than_a_float_models(clips, attention):
     """The last of a stream's answers is the clip graph's."""
     model = small(head_attention=attention)
@@ -209,7 +211,7 @@ def test_answers_are_nearer_to_the_int8_files_than_a_float_models(clips, attenti
     assert verify.signal_to_noise_db(floats, int8 - floats) > far + 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_lowers_the_loss_of_what_is_seen(clips):
     model = quantization_aware(small())
     model.compile_for_training()
@@ -221,7 +223,7 @@ def test_training_lowers_the_loss_of_what_is_seen(clips):
         assert np.abs(layer.kernel.numpy() - before[name]).max() > 0, name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_goes_on_to_the_same_bits_from_what_checkpoints_hold(clips):
     def started():
         model = quantization_aware(small())

@@ -1,0 +1,141 @@
+"""The paper's tables 1 to 5 and figure 1 as a page: its numbers, and what was measured here.
+
+    python zoo/paper_tables.py
+
+Writes zoo/results/paper_tables.md and paper_figure1.png from the published rows
+(`grw_keras/evaluation/published.csv`) and our counts (`grw_keras/zoo/costs.csv`).
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from grw_keras import figures
+from grw_keras.evaluation.published import ROWS, PublishedRow
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "zoo" / "results"
+TITLES = {
+    1: "Table 1: Kinetics-600 by multiply-accumulates",
+    2: "Table 2: Kinetics-600 by memory",
+    3: "Table 3: Kinetics-400 by multiply-accumulates",
+    4: "Table 4: where GRW-smoothing acts (Kinetics-600, MoViNet-A2-S)",
+}
+# Table 5: what is changed, its value, top-1.
+ABLATIONS = (
+    ("window T", "3", 77.3),
+    ("window T", "5", 78.4),
+    ("window T", "10", 78.0),
+    ("α", "0.25", 77.9),
+    ("α", "0.5", 78.4),
+    ("α", "1.0", 78.3),
+    ("λ", "0.01", 78.0),
+    ("λ", "0.1", 78.4),
+    ("λ", "1.0", 75.5),
+    ("any", "no smoothing", 72.0),
+)
+
+
+def main() -> None:
+    costs = {row["name"]: row for row in _read(ROOT / "grw_keras" / "zoo" / "costs.csv")}
+    lines = [
+        "# The paper's tables, and what was measured here",
+        "",
+        "Made by `python zoo/paper_tables.py`; don't edit. *Published* columns are the paper's; "
+        "the others are ours. No accuracy on Kinetics was measured here: there were no Kinetics "
+        "videos and none of the published files at hand. Multiply-accumulates (MACs) are counted, "
+        "memory is weights and the estimated activations of one frame of a stream, float32 "
+        "([cost.md](cost.md) says how); empty: not a model of the zoo, or one that can't stream.",
+    ]
+    for table, title in TITLES.items():
+        rows = [row for row in ROWS if row.table == table]
+        lines += ["", f"## {title}", "", *_table(rows, costs)]
+    lines += ["", "## Table 5: ablations (Kinetics-600, MoViNet-A0-S-GRW)", ""]
+    lines += ["| changed | value | published top-1 |", "|---|---|---:|"]
+    lines += [f"| {what} | {value} | {top1} |" for what, value, top1 in ABLATIONS]
+    lines += [
+        "",
+        "The same one at a time on UT-Interaction: `zoo/study.py`.",
+        "",
+        "## Figure 1",
+        "",
+        "![Published accuracy against multiply-accumulates and memory](paper_figure1.png)",
+        "",
+        "Published accuracies, at published numbers (circles: models of others; squares: with "
+        "GRW-smoothing). Right: memory as published.",
+    ]
+    (RESULTS / "paper_tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    figures.save_png(RESULTS / "paper_figure1.png", figure_one())
+
+
+def _table(rows: Sequence[PublishedRow], costs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    by_memory = rows[0].memory_mb is not None
+    value = "published memory, MB" if by_memory else "published G"
+    heading = ["model", "name in the zoo", "published top-1", value, "G MACs", "parameters, M"]
+    heading += ["memory, MB"]
+    lines = [f"| {' | '.join(heading)} |", "|---|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        own = costs.get(row.model)
+        cells = [row.printed, f"`{row.model}`" if row.model else "", f"{row.top1:.1f}"]
+        cells.append(f"{row.memory_mb if by_memory else row.gflops:g}")
+        cells += ["", "", ""] if own is None else _measured(own)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _measured(own: Mapping[str, str]) -> list[str]:
+    memory = ""
+    if own["step_peak_activation_bytes"]:
+        used = int(own["weights_bytes"]) + int(own["step_peak_activation_bytes"])
+        memory = f"{used / 1e6:.0f}"
+    return [f"{float(own['gmacs']):.1f}", f"{int(own['parameters']) / 1e6:.2f}", memory]
+
+
+def figure_one() -> Figure:
+    """Published accuracy on Kinetics-600 against multiply-accumulates, and against memory."""
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(10.6, 4.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for axes, table, value in ((left, 1, "gflops"), (right, 2, "memory_mb")):
+            rows = [row for row in ROWS if row.table == table]
+            for smoothed, marker, color in (
+                (False, "o", "#777777"),
+                (True, "s", figures.PALETTE[1]),
+            ):
+                chosen = [row for row in rows if row.printed.endswith("-GRW") == smoothed]
+                points = [(getattr(row, value), row.top1) for row in chosen]
+                label = "with GRW-smoothing" if smoothed else "without"
+                axes.plot(*zip(*points, strict=True), marker, ls="", color=color, label=label)
+                for row in chosen:
+                    if smoothed or table == 2:
+                        place = (getattr(row, value), row.top1)
+                        axes.annotate(
+                            row.printed,
+                            place,
+                            (0, 6),
+                            textcoords="offset points",
+                            fontsize=7.5,
+                            color=color,
+                            ha="center",
+                        )
+            axes.set_ylabel("top-1 on Kinetics-600, percent, published")
+            axes.legend(loc="lower right")
+            axes.margins(y=0.1)
+        left.set(
+            xscale="log", xlabel="10⁹ multiply-accumulates of a video, published", xlim=(1, 2000)
+        )
+        left.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+        right.set(xlabel="memory, MB, published", xlim=(20, 90))
+    return figure
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    main()
