@@ -288,17 +288,16 @@ def test_published_base_models_count_batch_norms_and_gates_too(size, gflops):
 def test_published_numbers_stand_in_the_paper(shared):
     """The rows of each table are those that the paper prints, all of them, in its order."""
     text = (shared / "paper" / "smooth-regularization.md").read_text().replace("<b>", "")
-    first = text.index("1\tMoViNet-A0-S-GRW")  # table 1 has no heading, and numbers its rows
-    blocks = {1: text[first : text.index("**Table 1:")]}
-    for table in (2, 3, 4):
-        blocks[table] = text[text.index(f"\nTable {table}: ") : text.index(f"**Table {table}:")]
-    for table, block in blocks.items():
-        lines = [line.replace("</b>", "").split("\t") for line in block.splitlines()]
-        lines = [cells[1:4] if table == 1 else cells for cells in lines if len(cells) > 2]
+    starts = {table: text.index(f"\nTable {table}: ") for table in (2, 3, 4)}
+    starts[1] = text.index("1\tMoViNet-A0-S-GRW")  # it has no heading, and numbers its rows
+    for table, start in starts.items():
+        block = text[start:].replace("</b>", "")
+        if table > 1:
+            block = block.split("Model\t", 1)[1]
+        lines = [line.split("\t") for line in block.split("\n\n")[0].splitlines()]
         printed = [
             (re.sub(r"\[\d+\]$", "", name), float(top1), float(value))
-            for name, top1, value in lines
-            if name != "Model"
+            for name, top1, value, *_ in (cells[table == 1 :] for cells in lines if len(cells) > 2)
         ]
         assert printed == [
             (row.printed, row.top1, row.gflops if row.memory_mb is None else row.memory_mb)
