@@ -1,6 +1,9 @@
-"""The loss written out literally in numpy, and gradients on whichever Keras backend runs."""
+"""The loss written out literally in numpy, gradients on any Keras backend, scripts as modules."""
 
+import importlib.util
 import itertools
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -64,3 +67,14 @@ def value_and_grad(function, z):
     value = function(z)
     value.sum().backward()
     return value.detach().cpu().numpy(), z.grad.cpu().numpy()
+
+
+def script(path: Path):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

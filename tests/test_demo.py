@@ -1,6 +1,5 @@
 """The script behind `make demo`: what it trains on, and that it runs to its page."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,18 +10,14 @@ import numpy as np
 import pytest
 
 from grw_keras.data import airplanes
+from tests.helpers import script
 
 SCRIPT = Path(__file__).parents[1] / "zoo" / "demo.py"
 
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("demo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["demo"]
+    return script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

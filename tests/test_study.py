@@ -1,23 +1,18 @@
 """The study's plan: which runs there are, on which clips, and that it goes on where it stopped."""
 
-import importlib.util
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import script
 
 SCRIPT = Path(__file__).parents[1] / "zoo" / "study.py"
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["study"]
+    return script(SCRIPT)
 
 
 def finished(study, nll=lambda run: 1.0):
@@ -112,3 +107,10 @@ def test_rows_are_appended_and_read_again(study, tmp_path):
     for name in ("a,b", "c"):
         study.append(path, {"name": name, "nll": "1"})
     assert [row["name"] for row in study.read(path)] == ["a,b", "c"]
+
+
+def test_wrong_data_and_weights_are_named(study, videos, tmp_path, capsys):
+    for data, message in ((tmp_path / "none", "--data must hold"), (videos, "--weights must be")):
+        with pytest.raises(SystemExit):
+            study.main(["--data", str(data), "--weights", str(tmp_path / "none.tflite")])
+        assert message in capsys.readouterr().err

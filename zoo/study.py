@@ -255,6 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most", type=int, help="runs to do now; default: all")
     parser.add_argument("--repeat", metavar="NAME", help="do one row again and compare")
     options = parser.parse_args(arguments)
+    if not any(options.data.glob("*/set*_seq*.avi")):
+        parser.error(f"--data must hold CLASS/setS_seqNN_ID.avi. Received: {options.data}")
+    if not options.weights.is_file():
+        parser.error(f"--weights must be a file. Received: {options.weights}")
     if options.repeat:
         return 0 if repeat(options.repeat, read(options.csv), options.data, options.weights) else 1
     done = 0
