@@ -70,7 +70,9 @@ def value_and_grad(function, z):
 
 
 def script(path: Path):
-    """A script as a module."""
+    """A script as a module; what lies beside it can be imported, as in a run of it."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader

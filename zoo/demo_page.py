@@ -1,0 +1,121 @@
+"""The demo's page, with the picture of the paper's figure 2."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from demo_training import SIZE, Clips, Streamed, WarmUp
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from grw_keras import figures, page
+from grw_keras.data import airplanes
+from grw_keras.trajectories import draw_trajectories
+
+
+def figure_two(runs: Mapping[str, WarmUp], labels: np.ndarray) -> Figure:
+    """Paths of both models' embeddings side by side, after figure 2 of the paper. Embeddings have
+    no unit: each model's are divided by their standard deviation, then both have one scale."""
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(10.6, 5.6), layout="constrained")
+        panels = figure.subplots(1, len(runs))
+        for axes, (name, run) in zip(panels, runs.items(), strict=True):
+            centred = run.z - run.z.mean((0, 1))
+            deviation = np.sqrt(np.square(centred).sum(-1).mean())
+            draw_trajectories(axes, centred / deviation, labels, airplanes.CLASSES, shown=2)
+            axes.set_title(name)
+        ends = [abs(end) for axes in panels for end in (*axes.get_xlim(), *axes.get_ylim())]
+        for axes in panels:
+            axes.set_aspect("equal", adjustable="box")
+            axes.set(xlim=(-max(ends), max(ends)), ylim=(-max(ends), max(ends)))
+    return figure
+
+
+def accuracy_curves(runs: Mapping[str, WarmUp]) -> Figure:
+    """Test accuracy over the epochs."""
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(5.6, 3.5), layout="constrained")
+        axes = figure.subplots()
+        for color, (name, run) in zip(("#777777", figures.PALETTE[1]), runs.items(), strict=True):
+            epochs = range(1, len(run.accuracies) + 1)
+            axes.plot(epochs, run.accuracies, "o-", ms=3, color=color, label=name)
+        axes.axhline(1 / len(airplanes.CLASSES), ls=":", color="#777777", label="chance")
+        axes.set(xlabel="epoch", ylabel="accuracy on the test clips", ylim=(0, 1.03))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(loc="lower right")
+    return figure
+
+
+def parts(
+    out: Path, runs: Mapping[str, WarmUp], streamed: Streamed, test: Clips, facts
+) -> Iterator[str]:
+    """The page from top to bottom."""
+    pictures = page.Pictures(out / "images")
+    plain, smoothed = (run.numbers() for run in runs.values())
+    ratio = smoothed["acceleration_over_speed"] / plain["acceleration_over_speed"]
+    yield "<h1>What GRW-smoothing does: Airplanes</h1>"
+    yield (
+        "<p>Model airplanes yaw, pitch or roll from a random pose. No single frame tells which: "
+        "only how the frames follow each other does. Two equal models learn to tell, a MobileNetV3 "
+        "on every frame and one transformer layer over the frames; in the second one GRW-smoothing "
+        "keeps the accelerations of the frames' embeddings low.</p>"
+    )
+    yield page.tiles(
+        {
+            "accuracy without GRW": f"{plain['accuracy']:.0%}",
+            "accuracy with GRW": f"{smoothed['accuracy']:.0%}",
+            "acceleration over speed, of the plain model's": f"{ratio:.2f}×",
+            "accuracy of the TFLite stream": f"{streamed.by_frames(test.labels)[-1][1]:.0%}",
+            "a frame on this machine": f"{np.median(streamed.latency_ms):.2f} ms",
+        }
+    )
+    strips = "".join(
+        f"<div>{name}</div>{pictures.strip(test.video[label], f'an airplane: {name}')}"
+        for label, name in enumerate(airplanes.CLASSES)
+    )
+    yield page.section("The clips", f'<div class="card clip">{strips}</div>')
+    drawn = pictures.figure("figure2", figure_two(runs, test.labels), "paths of embeddings")
+    told = (
+        "After the paper's figure 2. Each point is a frame of a test clip, in the plane of the "
+        "first two principal components of all test embeddings; numbers count frames. Drawn are "
+        "clips that move like the median clip. Embeddings are divided by their standard deviation, "
+        "so that both panels have one scale."
+    )
+    yield page.section("How embeddings move", f'<p class="quiet">{told}</p>{drawn}')
+    heading = ["on the test clips", *runs]
+    rows = [
+        ["accuracy", *(f"{n['accuracy']:.1%}" for n in (plain, smoothed))],
+        [
+            "mean acceleration over mean speed",
+            *(f"{n['acceleration_over_speed']:.3f}" for n in (plain, smoothed)),
+        ],
+        [
+            "variance in two components",
+            *(f"{n['variance_in_two_components']:.1%}" for n in (plain, smoothed)),
+        ],
+    ]
+    yield page.table(heading, rows)
+    by_frames = figures.accuracy_over_frames(
+        streamed.by_frames(test.labels), airplanes.FPS, 1 / len(airplanes.CLASSES)
+    )
+    curves = pictures.figure("accuracy", accuracy_curves(runs), "accuracy over epochs")
+    frames = pictures.figure("stream", by_frames, "accuracy of the stream over frames seen")
+    numbers = streamed.numbers(test.labels)
+    yield page.section("Training", curves)
+    p90_ms = np.percentile(streamed.latency_ms, 90)
+    told = page.facts(
+        {
+            "model": f"movinet_a0_stream_grw at {SIZE} px, trained on the same clips",
+            "file": f"airplanes.tflite, {streamed.size_bytes / 1e6:.1f} MB, float32, built-in "
+            "operations alone",
+            "accuracy": f"{numbers['accuracy']:.1%}; the Keras model's on whole clips: "
+            f"{numbers['keras_accuracy']:.1%}",
+            "largest difference of a logit": f"{numbers['largest_difference_of_range']:.1e} of the "
+            "logits' range, after a clip's last frame",
+            "time of a frame": f"{np.median(streamed.latency_ms):.2f} ms, 90 of 100 within "
+            f"{p90_ms:.2f} ms: resize, model, softmax; one thread of this machine",
+        }
+    )
+    yield page.section("As a stream", f'<div class="card">{told}</div>{frames}')
+    yield page.section("How it was made", f'<div class="card">{page.facts(facts)}</div>')
