@@ -40,6 +40,11 @@ ABLATIONS = (
 
 
 def main() -> None:
+    (RESULTS / "paper_tables.md").write_text(page(), encoding="utf-8")
+    figures.save_png(RESULTS / "paper_figure1.png", figure_one())
+
+
+def page() -> str:
     costs = {row["name"]: row for row in _read(ROOT / "grw_keras" / "zoo" / "costs.csv")}
     lines = [
         "# The paper's tables, and what was measured here",
@@ -58,7 +63,7 @@ def main() -> None:
     lines += [f"| {what} | {value} | {top1} |" for what, value, top1 in ABLATIONS]
     lines += [
         "",
-        "The same one at a time on UT-Interaction: `zoo/study.py`.",
+        "The same one at a time on UT-Interaction: [study.md](study.md).",
         "",
         "## Figure 1",
         "",
@@ -67,8 +72,7 @@ def main() -> None:
         "Published accuracies, at published numbers (circles: models of others; squares: with "
         "GRW-smoothing). Right: memory as published.",
     ]
-    (RESULTS / "paper_tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    figures.save_png(RESULTS / "paper_figure1.png", figure_one())
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: Sequence[PublishedRow], costs: Mapping[str, Mapping[str, str]]) -> list[str]:
