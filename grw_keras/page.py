@@ -6,7 +6,6 @@ A page asks nothing of the network and runs no script; every text in it is escap
 import base64
 import html
 import io
-import os
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from grw_keras import figures
+from grw_keras import atomic, figures
 
 OPEN_ROWS = 30  # longer tables are folded
 
@@ -35,12 +34,7 @@ def write(path: str | Path, title: str, parts: Iterable[str]) -> Path:
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
     text = template.substitute(title=escaped(title), body="\n".join(filter(None, parts)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write_text(path, text)
     return path
 
 

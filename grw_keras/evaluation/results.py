@@ -6,7 +6,6 @@ import difflib
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import filelock
 import numpy as np
 
+from grw_keras import atomic
 from grw_keras.data.scan import BadVideo
 from grw_keras.evaluation import metrics
 
@@ -183,7 +183,7 @@ def write_json(path: str | Path, evaluation: Evaluation) -> None:
     """
     content = {"format": FORMAT, **dataclasses.asdict(evaluation)}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
-    _write(Path(path), text + "\n")
+    atomic.write_text(Path(path), text + "\n")
 
 
 def read_json(path: str | Path) -> Evaluation:
@@ -236,7 +236,7 @@ def append_row(path: str | Path, evaluation: Evaluation) -> None:
         if not before:
             writer.writeheader()
         writer.writerow(_row(evaluation))
-        _write(path, before + text.getvalue())
+        atomic.write_text(path, before + text.getvalue())
 
 
 def _row(e: Evaluation) -> dict[str, Any]:
@@ -289,12 +289,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"An evaluation holds plain numbers and text. Received: {type(value)}")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

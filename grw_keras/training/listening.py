@@ -13,6 +13,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from grw_keras import atomic
 from grw_keras.training.checkpoint_files import DISK_FULL
 
 log = logging.getLogger("grw_keras")
@@ -197,9 +198,7 @@ class HistoryFile:
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(temporary, self.path)
+        atomic.write_text(self.path, text.getvalue())
 
 
 def read_history(path) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from grw_keras import strict_yaml
+from grw_keras import atomic, strict_yaml
 from grw_keras.data.transforms import Augmentation
 from grw_keras.training.recipe_checks import Part, plain
 from grw_keras.zoo import registry
@@ -221,11 +221,8 @@ def read(path: str | os.PathLike) -> Recipe:
 
 def write(recipe: Recipe, path: str | os.PathLike) -> None:
     """Writes a file that `read` reads back; one that is there is replaced at once, as a whole."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     text = yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    atomic.write_text(Path(path), text)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
