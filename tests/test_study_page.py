@@ -97,5 +97,15 @@ def test_the_whole_study_has_every_part(page, rows):
 def test_a_study_at_its_beginning_says_so(page, rows):
     text = "\n".join(page.lines(rows[:3]))
     assert "not complete: 3 runs are done" in text
-    assert "## All training clips" not in text
-    assert len(page.frames_figure(rows[:3]).axes) == 3
+    for absent in ("## All training clips", "frames seen", "One change"):
+        assert absent not in text
+
+
+def test_the_figure_has_the_mean_of_each_model_in_each_panel(page, rows):
+    panels = page.frames_figure(rows).axes
+    assert len(panels) == 3
+    (line,) = [line for line in panels[0].lines if line.get_label() == "final GRW"]
+    wanted = {"part": "main", "model": "final GRW"}
+    top1 = [float(row["top1"]) for row in page.chosen(rows, wanted)]
+    assert list(line.get_xdata()) == [1, 2, 3, 4, 5, 7, 10]
+    assert line.get_ydata()[-1] == pytest.approx(np.mean(top1), abs=1e-4)

@@ -30,13 +30,14 @@ COMPARISONS = {
     "Clips of 5 frames, in training and test": {"part": "frames", "frames": "5"},
     "Clips of 3 frames, in training and test": {"part": "frames", "frames": "3"},
 }
+SEEN = list(COMPARISONS.items())[:3]  # those of clips of 10 frames
 CHANGES = {"window": "T", "alpha": "α", "weight": "λ", "loss input": "input of the loss"}
 
 
 def main() -> int:
     rows = read(CSV)
-    with matplotlib.rc_context(figures.STYLE):
-        frames_figure(rows).savefig(CSV.with_name("study_frames.png"), dpi=120)
+    if chosen(rows, SEEN[0][1]):
+        figures.save_png(CSV.with_name("study_frames.png"), frames_figure(rows))
     Path(CSV.with_name("study.md")).write_text("\n".join(lines(rows)) + "\n", encoding="utf-8")
     return 0
 
@@ -108,6 +109,8 @@ def comparison(title: str, rows: Sequence[Row], wanted: Row) -> Iterator[str]:
 
 def seen_frames(rows: Sequence[Row]) -> Iterator[str]:
     """Answers to the beginnings of the test clips, by models trained on whole clips."""
+    if not chosen(rows, SEEN[0][1]):
+        return
     yield "## Accuracy against frames seen\n"
     yield (
         "Models that were trained on 10 frames answer after each frame of the stream; means over "
@@ -115,7 +118,7 @@ def seen_frames(rows: Sequence[Row]) -> Iterator[str]:
     )
     yield "![Accuracy against frames seen](study_frames.png)\n"
     found = []
-    for title, wanted in list(COMPARISONS.items())[:3]:
+    for title, wanted in SEEN:
         part = chosen(rows, wanted)
         for frames in (3, 5):
             for model in (*SMOOTHED, "official classifier"):
@@ -128,6 +131,8 @@ def seen_frames(rows: Sequence[Row]) -> Iterator[str]:
 
 def ablations(rows: Sequence[Row]) -> Iterator[str]:
     """One thing changed at a time, beside the same folds and seeds unchanged."""
+    if not any(row["part"] in CHANGES for row in rows):
+        return
     yield "## One change at a time\n"
     yield "Final GRW on half of the training clips; the first row of each table is unchanged.\n"
     for part, label in CHANGES.items():
@@ -228,19 +233,18 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 def frames_figure(rows: Sequence[Row]) -> Figure:
     """Accuracy against frames seen, a panel for each share of the training clips."""
-    parts = list(COMPARISONS.items())[:3]
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(parts), sharey=True)
-    for axes, (title, wanted) in zip(panels, parts, strict=True):
-        for color, model in zip(figures.PALETTE, MODELS, strict=False):
-            found = [by_frames(row) for row in chosen(rows, {**wanted, "model": model})]
-            if found:
-                mean = [np.mean([one[frames] for one in found]) for frames in found[0]]
-                axes.plot(list(found[0]), mean, "o-", ms=3, color=color, label=model)
-        axes.set(title=title, xlabel="frames seen", ylim=(0, 1.03))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-    panels[0].set_ylabel("accuracy on the other set")
-    if panels[0].lines:
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(SEEN), sharey=True)
+        for axes, (title, wanted) in zip(panels, SEEN, strict=True):
+            for color, model in zip(figures.PALETTE, MODELS, strict=False):
+                found = [by_frames(row) for row in chosen(rows, {**wanted, "model": model})]
+                if found:
+                    mean = [np.mean([one[frames] for one in found]) for frames in found[0]]
+                    axes.plot(list(found[0]), mean, "o-", ms=3, color=color, label=model)
+            axes.set(title=title, xlabel="frames seen", ylim=(0, 1.03))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        panels[0].set_ylabel("accuracy on the other set")
         panels[0].legend(loc="lower right")
     return figure
 
