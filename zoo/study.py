@@ -47,7 +47,7 @@ MODELS = {
 }
 SMOOTHED = ("intermediate GRW", "final GRW")
 SEEDS, FEW_SEEDS = range(5), range(2)
-EPOCHS = 10  # of all training clips, the paper's number; with fewer clips as many steps
+EPOCHS = 10  # of all training clips, the paper's on K400; with fewer clips as many steps
 HELD_OUT = 0.2  # of the sequences, in tuning
 RATE_FACTORS = (0.3, 1.0, 3.0)  # of the paper's learning rates
 WEIGHTS = (0.03, 0.1, 0.3)  # λ, in tuning
