@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from grw_keras import atomic
 from grw_keras.evaluation.published import published
 from grw_keras.zoo import registry
 
@@ -104,13 +105,11 @@ def read(path: Path = TABLE) -> dict[str, Row]:
 
 
 def write(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Writes the table beside its place, then moves it there."""
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="") as file:
+    """Writes the table, atomically."""
+    with atomic.replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    unfinished.replace(path)
 
 
 def deviation_percent(line: Row) -> float | None:

@@ -1,6 +1,6 @@
 """Frames of our stream files against the official graph's, side by side in each of some processes.
 
-    python benchmarks/export.py --csv benchmarks/results/export.csv
+    python -m benchmarks.export --csv benchmarks/results/export.csv
 
 The official graph is `movinet_a0_stream` with its classifier of 600 classes, unchanged: one frame,
 external states. Ours have 600 classes and random weights too, for latency does not depend on them.
@@ -11,20 +11,17 @@ file plus a fifth of its classify file's.
 """
 
 import argparse
-import csv
-import statistics
-import subprocess
-import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import tensorflow as tf
 from official.projects.movinet.modeling.movinet import Movinet
 from official.projects.movinet.modeling.movinet_model import MovinetClassifier
 
+from benchmarks.latency import medians_ms, ratio_rows, tell
 from grw_keras import zoo
 from grw_keras.export import to_tflite
-from grw_keras.export.benchmark import cpu, runtime
 from grw_keras.models.spec import ModelSpec
 from grw_keras.zoo import registry
 
@@ -41,13 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), options.frames, options.processes)
-    for row in rows:
-        print(*row.values(), sep="  ")
-    if options.csv:
-        with options.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    tell(rows, options.frames, options.csv)
 
 
 def measure(folder: Path, frames: int, processes: int) -> list[dict[str, str]]:
@@ -63,42 +54,16 @@ def measure(folder: Path, frames: int, processes: int) -> list[dict[str, str]]:
         model = zoo.load(name, weights=None, compile=False, **changes)
         path = folder / f"file{len(files)}.tflite"
         files[form] = to_tflite(model, path, split_head=split).path
-    names = {path.name: form for form, path in files.items()}
-    runs = [_medians_ms(list(files.values()), frames, names) for _ in range(processes)]
-    rows = []
-    for form in runs[0]:
-        ratios = [run[form] / run[OFFICIAL] for run in runs]
-        rows.append(
-            {
-                "form": form,
-                "median_ms": f"{statistics.median(run[form] for run in runs):.2f}",
-                "ratio": f"{statistics.median(ratios):.3f}",
-                "least": f"{min(ratios):.3f}",
-                "most": f"{max(ratios):.3f}",
-                "processes": str(processes),
-                "frames": str(frames),
-                "cpu": cpu(),
-                "runtime": runtime(),
-            }
-        )
-    return rows
+    names = {path.stem: form for form, path in files.items()}
+    runs = [_by_form(medians_ms(list(files.values()), frames), names) for _ in range(processes)]
+    return ratio_rows(runs, OFFICIAL)
 
 
-def _medians_ms(paths: list[Path], frames: int, names: dict[str, str]) -> dict[str, float]:
-    """Median latency of a frame by form, measured in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder, "rows.csv")
-        command = ["-m", "grw_keras.cli", "benchmark", *map(str, paths), "--frames", str(frames)]
-        subprocess.run(
-            [sys.executable, *command, "--csv", str(table)], check=True, capture_output=True
-        )
-        with table.open(encoding="utf-8", newline="") as file:
-            median_ms = {
-                names.get(row["file"], HEAD_ALONE): float(row["median_ms"])
-                for row in csv.DictReader(file)
-            }
+def _by_form(median_ms: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    """The medians by form, and the sum that a head every few frames comes to."""
+    found = {names.get(name, HEAD_ALONE): value for name, value in median_ms.items()}
     strided = f"lean graph, bidirectional head every {STRIDE_FRAMES} frames (sum)"
-    return median_ms | {strided: median_ms[EMBEDDINGS] + median_ms[HEAD_ALONE] / STRIDE_FRAMES}
+    return found | {strided: found[EMBEDDINGS] + found[HEAD_ALONE] / STRIDE_FRAMES}
 
 
 def write_official(spec: ModelSpec, path: Path) -> Path:

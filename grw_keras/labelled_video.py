@@ -2,7 +2,6 @@
 
 import fractions
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -12,6 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from grw_keras import atomic
 from grw_keras.data import video
 from grw_keras.data.video_file import BadVideoError, VideoFile
 
@@ -91,23 +91,18 @@ def write_labelled_video(
         raise ValueError(f"`target` must be another file than the source. Received: {target}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"`target` must be in a folder that exists. Received: {target}")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with VideoFile(source, threads=2) as file:
-            if file.container.streams.audio:
-                log.info("%s: the sound of %s is left out", target, source)
-            answers = np.array([*times, np.inf])
-            panels = _Panels(probabilities, labels, top)
-            with _Writer(temporary, kind, file) as writer:
-                for tick, frame in _upright(file):
-                    time_s = float(tick * file.tick_s) + video.TOLERANCE_S
-                    panels.draw(frame, int(np.searchsorted(answers, time_s, side="right")) - 1)
-                    writer.write(frame, tick)
-                if not writer.frames:
-                    raise BadVideoError(source, "not one of its frames can be decoded")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.replacing(target) as temporary, VideoFile(source, threads=2) as file:
+        if file.container.streams.audio:
+            log.info("%s: the sound of %s is left out", target, source)
+        answers = np.array([*times, np.inf])
+        panels = _Panels(probabilities, labels, top)
+        with _Writer(temporary, kind, file) as writer:
+            for tick, frame in _upright(file):
+                time_s = float(tick * file.tick_s) + video.TOLERANCE_S
+                panels.draw(frame, int(np.searchsorted(answers, time_s, side="right")) - 1)
+                writer.write(frame, tick)
+            if not writer.frames:
+                raise BadVideoError(source, "not one of its frames can be decoded")
     return writer.frames
 
 
@@ -259,7 +254,7 @@ def _upright(file: VideoFile) -> Iterator[tuple[int, np.ndarray]]:
     """Every frame as displayed, RGB, in the first one's size, with its ticks since that one."""
     first = None
     for tick, frame in file.frames(file.packets()):
-        first = first or (tick, frame.width, frame.height, *video._orientation(frame))
+        first = first or (tick, frame.width, frame.height, *video.orientation(frame))
         begin, width, height, transposed, mirrored, flipped = first
         image = frame.to_ndarray(format="rgb24", width=width, height=height)
         image = image.transpose(1, 0, 2) if transposed else image

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_FORMAT_VERSION = 1
+FORMAT_VERSION = 1
 DESCRIPTION = "grw_keras.json"
 _RUNTIMES = {"ai-edge-litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
 _NOT_A_STREAM = {
@@ -397,9 +397,9 @@ def read_description(path: str | Path) -> Description:
 
 def _description(raw: Any) -> Description:
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != _FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"format_version must be {_FORMAT_VERSION}, the one that this grw_keras knows: install "
+            f"format_version must be {FORMAT_VERSION}, the one that this grw_keras knows: install "
             f"a newer one, or export again. Received: {version}"
         )
     names = [field.name for field in dataclasses.fields(Description)]

@@ -18,7 +18,7 @@ def prove(attached, endpoint, example=None) -> None:
 
     Args:
         attached: a model with a `base_model` and a `regularizer`.
-        endpoint: the endpoint's name, for the messages.
+        endpoint: where the regulariser is, as messages are to show it.
         example: an input of the model; default: the smallest that it takes.
 
     Raises:

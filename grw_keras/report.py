@@ -58,30 +58,25 @@ class Report:
     Args:
         title: of the page.
         evaluation: its numbers, classes, confusion, calibration and bad videos.
-        command: that made the run; default: the evaluation's.
         recipe: as text.
         hardware: in words.
-        versions: of what ran, by name; default: the evaluation's.
         history: rows of `figures.curves`.
         embeddings: of the evaluated clips.
         worst: in the order to show.
-        notes: paragraphs below the title.
     """
 
     title: str
     evaluation: Evaluation | None = None
-    command: str = ""
     recipe: str = ""
     hardware: str = ""
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     embeddings: Embeddings | None = None
     worst: Sequence[WorstClip] = ()
-    notes: Sequence[str] = ()
 
 
 def write_report(path: str | Path, report: Report) -> Path:
-    """Writes the page, atomically, and its figures as PNG files to `images/` beside it.
+    """Writes the page, atomically, and its figures as PNG files beside it: those of `report.html`
+    to `images/`, those of another `NAME.html` to `NAME_images/`.
 
     Args:
         path: of the page, as "runs/mine/report.html"; its folder is made.
@@ -94,7 +89,9 @@ def write_report(path: str | Path, report: Report) -> Path:
         ValueError: parts that can't be drawn, as `figures` says.
     """
     path = Path(path)
-    pictures = page.Pictures(path.parent / "images")
+    pictures = page.Pictures(
+        path.parent / ("images" if path.stem == "report" else f"{path.stem}_images")
+    )
     return page.write(path, report.title, _sections(report, pictures))
 
 
@@ -129,7 +126,6 @@ def _opening(report: Report) -> str:
         told = [e.model, f"{e.data}, {e.split}: {e.clips:,} clips"]
         told += [f"{e.frames} frames at {e.fps:g} fps, {e.resolution_px} px", e.date]
         parts.append(f'<p class="quiet">{page.escaped(" · ".join(filter(None, told)))}</p>')
-    parts += [f"<p>{page.escaped(note)}</p>" for note in report.notes]
     return "\n".join(parts)
 
 
@@ -150,8 +146,8 @@ def _tiles(e: Evaluation) -> str:
 def _making(report: Report) -> str:
     """Command, weights, hardware, versions, recipe."""
     e = report.evaluation
-    versions = report.versions or (e.versions if e else {})
-    command = report.command or (e.command if e else "")
+    versions = e.versions if e else {}
+    command = e.command if e else ""
     facts = {
         "command": f"<code>{page.escaped(command)}</code>" if command else "",
         "weights": page.escaped(e.weights) if e else "",

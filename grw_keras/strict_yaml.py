@@ -1,12 +1,13 @@
 """YAML without surprises: no key twice, no object tags, 1e-4 is a number; errors name the file."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from grw_keras.hints import did_you_mean
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -71,6 +72,5 @@ def choices(name: Any, known: Iterable[str]) -> str:
         "Did you mean 'epochs'? It must be one of 'epochs', 'seed'. Received: 'epoch'"
     """
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}It must be one of {', '.join(map(repr, known))}. Received: {name!r}"
+    allowed = ", ".join(map(repr, known))
+    return f"{did_you_mean(name, known)}It must be one of {allowed}. Received: {name!r}"

@@ -69,6 +69,37 @@ def official_checkpoints(official_models, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_models():
+    """TFLite models, without their descriptions, of each kind that a session runs."""
+    from tests import lite_files
+
+    return lite_files.models()
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny_models, tmp_path_factory):
+    """A folder with tiny_stream.tflite, tiny_embed.tflite and tiny_classify.tflite."""
+    from tests import lite_files
+
+    folder = tmp_path_factory.mktemp("lite")
+    for kind, model in tiny_models.items():
+        lite_files.write(folder / f"tiny_{kind}.tflite", model, lite_files.description(kind))
+    return folder
+
+
+@pytest.fixture
+def tiny_changed(tiny_models, tmp_path):
+    """Writes the file of a kind with a changed description; gives its path."""
+    from tests import lite_files
+
+    def write(kind="stream", /, **changes):
+        about = lite_files.description(kind, **changes)
+        return lite_files.write(tmp_path / f"tiny_{kind}.tflite", tiny_models[kind], about)
+
+    return write
+
+
 @pytest.fixture
 def server():
     """A loopback server that speaks like the hub."""

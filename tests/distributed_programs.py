@@ -17,7 +17,8 @@ import tf_keras
 
 from grw_keras import GRWRegularizer
 from grw_keras.training import distribution
-from grw_keras.training.distribution import agree, barrier, cluster_from_environment, share
+from grw_keras.training.cluster import cluster_from_environment
+from grw_keras.training.distribution import agree, barrier, share
 
 LIMIT_S = 120
 STEPS, BATCH, FRAMES, WINDOW, CLASSES = 4, 8, 9, 3, 5

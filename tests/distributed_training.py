@@ -6,6 +6,7 @@ Alone, batch norm would be the fused one, whose running variance has another div
 
 import sys
 
+from grw_keras.models import pretrained
 from grw_keras.training import recipe, run
 from grw_keras.training.cluster import cluster_from_environment
 
@@ -30,9 +31,16 @@ RECIPE = recipe.from_dict(
 )
 
 
+def refuse(*_):
+    raise AssertionError("Only the first worker saves the model")
+
+
 def train(data: str, out: str) -> None:
     """Trains by the recipe, with batch norms that are not fused."""
-    make_model = run.make_model
+    make_model, save = run.make_model, pretrained.save_pretrained
+    cluster = cluster_from_environment()
+    if cluster is not None and cluster.index:
+        pretrained.save_pretrained = refuse
 
     def unfused(*arguments):
         model = make_model(*arguments)
@@ -42,9 +50,9 @@ def train(data: str, out: str) -> None:
 
     run.make_model = unfused
     try:
-        run.train(RECIPE, data, out, cluster=cluster_from_environment())
+        run.train(RECIPE, data, out, cluster=cluster)
     finally:
-        run.make_model = make_model
+        run.make_model, pretrained.save_pretrained = make_model, save
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from grw_keras.models import streaming
+
 CROP, RESIZE, CLASSES, WINDOW, WIDTH = 8, 10, 3, 4, 5
 LABELS = ["hugging", "kicking", "pushing"]
 _RNG = np.random.default_rng(5)
@@ -100,3 +102,21 @@ def models() -> dict[str, bytes]:
             frame_count=tf.TensorSpec([1], tf.float32, "frame_count"),
         ),
     }
+
+
+def video(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 12, 17, 3), np.uint8)
+
+
+def images(frames):
+    return [streaming.prepare_frame(frame, CROP, RESIZE) for frame in frames]
+
+
+def reference_stream(frames) -> np.ndarray:
+    """Probabilities of the tiny stream model, in TensorFlow."""
+    states = {name: tf.zeros(spec.shape) for name, spec in STATES.items()}
+    answers = []
+    for image in images(frames):
+        states = stream(image, **states)
+        answers.append(tf.nn.softmax(states.pop("logits")[0]).numpy())
+    return np.array(answers)

@@ -11,8 +11,10 @@ from scipy.stats import kstest
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 
+from grw_keras import zoo
 from grw_keras.data import Choice, airplanes, open_data
 from grw_keras.data.airplanes_tfds import Airplanes
+from grw_keras.training.again import evaluate_again
 
 SIZE = 32
 
@@ -181,3 +183,11 @@ def test_the_tfds_builder_holds_the_same_clips(tmp_path, monkeypatch):
     )
     assert opened.clips.labels == airplanes.CLASSES
     assert {split: len(store.clips) for split, store in opened.stores.items()} == airplanes.SPLITS
+    model = zoo.load("mobilenet_v3_small", None, num_classes=3, resolution=32, frames=6)
+    model.labels = airplanes.CLASSES
+    model.save_pretrained(tmp_path / "model")
+    evaluation, _ = evaluate_again(
+        tmp_path / "model", f"tfds:{builder.data_dir}", "test", workers=0
+    )
+    assert evaluation.clips == airplanes.SPLITS["test"]
+    assert evaluation.params == model.count_params()

@@ -1,39 +1,17 @@
-"""attach: on small models, on the official MoViNet and on a stock MobileNetV3."""
+"""attach on small models: the loss, training, and what is left as it was."""
 
 import contextlib
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from official.projects.movinet.modeling import movinet, movinet_model
 
 from grw_keras import GRWRegularizer, attach, grw_loss
 from grw_keras.attachment import GRWModel, endpoints
 from grw_keras.losses import ShortClipError
-from grw_keras.normalization import EPSILON
+from tests.attached_models import CLIPS, CROSS_ENTROPY, LABELS, layers, small_cnn, standardized
 from tests.helpers import literal_loss
-
-layers = tf_keras.layers
-CLIPS = np.random.default_rng(0).random((4, 6, 16, 16, 3)).astype(np.float32)
-LABELS = np.array([0, 1, 2, 0])
-CROSS_ENTROPY = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def small_cnn(name="cnn", time_stride=1):
-    """Functional: batch norm, dropout, an add_loss and a regularised kernel, all with state."""
-    tf_keras.utils.set_random_seed(1)
-    video = tf_keras.Input((None, None, None, 3), name="video")
-    x = layers.Conv3D(4, (1, 3, 3), strides=(time_stride, 2, 2), name="conv")(video)
-    x = layers.BatchNormalization(name="bn")(x)
-    x = layers.Dropout(0.5, name="drop")(x)
-    pooled = layers.Lambda(lambda x: tf.reduce_mean(x, [2, 3]), name="frames")(x)
-    x = layers.GlobalAveragePooling1D(name="clip")(pooled)
-    logits = layers.Dense(3, kernel_regularizer="l2", name="logits")(x)
-    model = tf_keras.Model(video, logits, name=name)
-    model.add_loss(0.001 * tf.reduce_sum(tf.square(pooled)))
-    return model
 
 
 def nested_model():
@@ -47,28 +25,6 @@ def nested_model():
     x = layers.Concatenate(name="joined")([middle(video), brightness])
     logits = layers.Dense(3)(layers.GlobalAveragePooling1D()(x))
     return tf_keras.Model(video, {"logits": logits, "embedding": x}, name="outer")
-
-
-def movinet_backbone(pooling="2d", **options):
-    """The official A0-Stream builder with the paper's settings."""
-    return movinet.Movinet(
-        model_id="a0",
-        causal=True,
-        conv_type="2plus1d",
-        se_type="2plus3d",
-        activation="hard_swish",
-        gating_activation="hard_sigmoid",
-        use_positional_encoding=False,
-        use_external_states=False,
-        average_pooling_type=pooling,
-        **options,
-    )
-
-
-def standardized(features):
-    frames = features.reshape(-1, features.shape[-1]).astype(np.float64)
-    scaled = (features - frames.mean(0)) / np.sqrt(frames.var(0) + EPSILON)
-    return scaled / np.sqrt(features.shape[-1])
 
 
 def test_the_loss_is_that_of_the_endpoint_in_training_mode():
@@ -315,38 +271,6 @@ def test_a_second_regulariser_needs_a_name_of_its_own():
     assert {"grw_ordering", "grw2_ordering"} <= set(history)
 
 
-def test_a_nested_model_with_its_own_call_hides_only_itself():
-    video = tf_keras.Input((None, 8))
-    z = layers.Dense(4, name="z")(video)
-    assert attach(tf_keras.Model(video, OwnCall()(z)), "z", window=3).regularizer.window == 3
-
-
-class OwnStep(tf_keras.Model):
-    def train_step(self, data):
-        return {}
-
-
-def test_a_model_with_its_own_train_step_is_refused():
-    video = tf_keras.Input((None, 8))
-    with pytest.raises(TypeError, match="overrides `train_step`"):
-        attach(OwnStep(video, layers.Dense(2, name="z")(video)), "z", window=3)
-
-
-def test_an_attached_model_and_a_layer_object_are_refused():
-    base = small_cnn()
-    with pytest.raises(TypeError, match="attached already"):
-        attach(attach(base, "bn", window=3), "conv", window=3)
-    with pytest.raises(TypeError, match="must be a name"):
-        attach(base, base.get_layer("conv"), window=3)
-
-
-def test_a_wholly_frozen_model_is_refused():
-    base = small_cnn()
-    base.trainable = False
-    with pytest.raises(RuntimeError, match="no gradient"):
-        attach(base, "frames", window=3)
-
-
 def test_an_output_key_is_an_endpoint():
     attached = attach(nested_model(), "embedding", window=3)
     attached(CLIPS, training=True)
@@ -362,93 +286,9 @@ def test_a_model_that_thins_out_time_gets_a_longer_trial_clip():
         attached(clips[:, :9], training=True)
 
 
-def test_unknown_endpoint_lists_the_candidates_and_the_closest():
-    with pytest.raises(ValueError, match=r"Did you mean 'conv'") as error:
-        attach(small_cnn(), "covn", window=3)
-    for line in ("conv [?, ?, ?, ?, 4]", "frames [?, ?, 4]"):
-        assert f"\n  {line}" in str(error.value)
-    assert "logits" not in str(error.value).partition("endpoints of shape")[2]
-
-
-@pytest.mark.parametrize(
-    ("model", "endpoint", "options", "error", "message"),
-    [
-        (small_cnn, "logits", {}, ValueError, r"logits \[\?, 3\]"),
-        (small_cnn, "conv", {"placement": "middle"}, ValueError, r"placement='middle'"),
-        (small_cnn, "conv", {"window": 1}, ValueError, r"window=1"),
-        (small_cnn, "conv", {"lambda_": 1}, TypeError, r"lambda_"),
-    ],
-)
-def test_bad_arguments_are_refused(model, endpoint, options, error, message):
-    with pytest.raises(error, match=message):
-        attach(model(), endpoint, **options)
-
-
-def test_ambiguous_names_are_refused_with_the_full_paths():
-    one, two = small_cnn("one"), small_cnn("two")
-    video = tf_keras.Input((None, 16, 16, 3))
-    model = tf_keras.Model(video, one(video) + two(video))
-    with pytest.raises(ValueError, match=r"ambiguous: use one of 'one/conv', 'two/conv'"):
-        attach(model, "conv", window=3)
-    assert attach(model, "two/conv", window=3).base_model is model
-
-
-def test_a_layer_or_nested_model_called_twice_is_refused():
-    video = tf_keras.Input((None, 8))
-    layer = layers.Dense(8, name="twice")
-    model = tf_keras.Model(video, layer(layer(video)))
-    with pytest.raises(ValueError, match=r"called several times.*'twice', called 2 times"):
-        attach(model, "twice", window=3)
-    siamese = tf_keras.Model(video, layers.Add()([model(video), model(2.0 * video)]))
-    with pytest.raises(ValueError, match="called several times"):
-        attach(siamese, f"{model.name}/twice", window=3)
-
-
-class OwnCall(tf_keras.Model):
-    def call(self, inputs):
-        return inputs
-
-
-@pytest.mark.parametrize(
-    "make_model", [OwnCall, lambda: tf_keras.Sequential([layers.Dense(2)]), lambda: "no model"]
-)
-def test_models_without_a_graph_are_refused(make_model):
-    with pytest.raises(TypeError, match="functional tf_keras model"):
-        attach(make_model(), "dense")
-
-
-def test_a_functional_model_with_its_own_call_is_refused():
-    class Doubled(tf_keras.Model):
-        def call(self, inputs, training=None, mask=None):
-            return 2 * super().call(inputs, training, mask)
-
-    video = tf_keras.Input((None, 8))
-    with pytest.raises(TypeError, match="without a `call` of its own"):
-        attach(Doubled(video, layers.Dense(2)(video)), "dense")
-
-
-def test_a_keras_3_model_is_refused_with_the_way_out():
-    video = keras.Input((None, 8))
-    with pytest.raises(TypeError, match=r"grw_keras\.keras3\.GRWRegularizer"):
-        attach(keras.Model(video, keras.layers.Dense(2)(video)), "dense")
-
-
 def test_a_sequential_model_is_taken():
     model = tf_keras.Sequential([tf_keras.Input((None, 8)), layers.Dense(4, name="z")])
     assert attach(model, "z", "final", window=3).base_model is model
-
-
-def test_a_loss_without_gradient_is_refused():
-    base = small_cnn()
-    for name in ("conv", "bn"):
-        base.get_layer(name).trainable = False
-    with pytest.raises(RuntimeError, match="no gradient"):
-        attach(base, "frames", window=3)
-
-
-def test_a_frame_pooled_endpoint_is_refused_with_the_remedy():
-    with pytest.raises(ShortClipError, match="average_pooling_type='2d'"):
-        attach(small_cnn(time_stride=100), "frames", window=3)
 
 
 def test_under_a_strategy_two_replicas_equal_one(two_replicas):
@@ -468,60 +308,3 @@ def test_under_a_strategy_two_replicas_equal_one(two_replicas):
         weights.append(base.get_weights())
     for one, two in zip(*weights, strict=True):
         np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("endpoint", ["head", "block2_layer1"])
-def test_official_movinet_trains_with_the_regulariser(endpoint):
-    base = movinet_backbone()
-    before = base.get_weights()
-    attached = attach(base, endpoint)
-    for one, other in zip(before, base.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    clips = np.random.default_rng(1).random((2, 5, 32, 32, 3)).astype(np.float32)
-
-    features = {}
-    with tf.GradientTape() as tape:
-        features.update(attached(clips, training=True)[0])
-        loss = tf.add_n(attached.regularizer.losses)
-    pooled = features[endpoint].numpy().mean(axis=(2, 3))
-    expected = 0.1 * literal_loss(standardized(pooled), 5, 0.5)
-    assert float(loss) == pytest.approx(expected, rel=1e-3)
-    stem = base.get_layer("stem").trainable_variables
-    assert all(g is not None for g in tape.gradient(loss, stem))
-
-
-@pytest.mark.slow
-def test_official_movinet_classifier_is_searched_inside():
-    backbone = movinet_backbone("3d")
-    classifier = movinet_model.MovinetClassifier(backbone, num_classes=3, output_states=False)
-    attached = attach(classifier, "block3_layer0", window=3)
-    attached.compile(tf_keras.optimizers.SGD(0.1), CROSS_ENTROPY)
-    clips = np.random.default_rng(1).random((2, 3, 32, 32, 3)).astype(np.float32)
-    history = attached.fit(clips, LABELS[:2], verbose=0).history
-    assert np.isfinite(history["loss"][0])
-    assert np.isfinite(history["grw_ordering"][0])
-
-
-@pytest.mark.slow
-def test_stock_mobilenet_v3_in_time_distributed():
-    cnn = tf_keras.applications.MobileNetV3Small(
-        input_shape=(32, 32, 3),
-        include_top=False,
-        weights=None,
-        pooling="avg",
-        include_preprocessing=False,
-    )
-    video = tf_keras.Input((None, 32, 32, 3))
-    z = layers.TimeDistributed(cnn, name="frames")(video)
-    logits = layers.Dense(3)(layers.GlobalAveragePooling1D()(z))
-    base = tf_keras.Model(video, logits)
-    before = base.get_weights()
-    attached = attach(base, "frames", window=3)
-    for one, other in zip(before, base.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    attached.compile(tf_keras.optimizers.Adam(1e-3), CROSS_ENTROPY)
-    clips = np.random.default_rng(1).random((4, 6, 32, 32, 3)).astype(np.float32)
-    history = attached.fit(clips, LABELS, epochs=2, verbose=0).history
-    assert np.isfinite(history["loss"]).all()
-    assert np.isfinite(history["grw_ordering"]).all()

@@ -25,6 +25,12 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 # What is checked
 
 
+@pytest.mark.parametrize("size_bytes", [0, -5, 1.5, True])
+def test_a_size_that_is_none_is_refused(size_bytes):
+    with pytest.raises(ValueError, match="`size_bytes` must be positive"):
+        Source(HUB_FILE, size_bytes=size_bytes)
+
+
 def test_file_of_the_hub_is_checked_against_its_lfs_hash(hub, tmp_path):
     fetched = quick(Source(HUB_FILE))
     place = tmp_path / "cache" / "huggingface.co" / "owner" / "repo" / "resolve" / "main" / "a.pt"

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import types
 
 import cv2
 import numpy as np
@@ -281,6 +282,19 @@ def test_what_files_only_assume_yields_to_a_choice(saved):
     spec = zoo.load(saved).spec
     assert matching.resolve(spec, assumed, None).activation == "relu6"
     assert matching.resolve(spec, assumed, None, ["activation"]).activation == "hard_swish"
+
+
+def test_a_choice_is_held_against_what_the_manifest_says_of_published_weights(monkeypatch):
+    found = zoo.Imported(
+        tensors={}, spec={"activation": "relu6"}, assumed=("activation", "classifier_activation")
+    )
+    monkeypatch.setattr(loading, "read_weights", lambda path, ema: found)
+    monkeypatch.setattr(loading.download, "fetch", lambda entry: types.SimpleNamespace(path="p"))
+    entry = types.SimpleNamespace(spec={"activation": "swish"})
+    monkeypatch.setattr(loading.manifest, "find", lambda name, dataset: entry)
+    published = loading._weights("movinet_a0_stream", "k600", None)
+    assert published.spec == {"activation": "swish"}
+    assert published.assumed == ("classifier_activation",)
 
 
 def test_weights_that_are_not_numbers_are_refused(saved):

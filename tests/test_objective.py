@@ -66,9 +66,8 @@ def test_each_group_has_its_rate_and_kernels_decay(name, weight_decay, clip_norm
 
 
 def test_rates_that_fall_otherwise_are_refused():
-    settings = TrainingPart(backbone_rate=[1e-4, 1e-6], head_rate=[1e-3, 1e-4])
-    with pytest.raises(ValueError, match=r"must fall by the same factor. Received: .*1e-06.*0.001"):
-        objective.optimizer(settings, STEPS)
+    with pytest.raises(ValueError, match=r"`training.head_rate` must be falling by the same fact"):
+        TrainingPart(backbone_rate=[1e-4, 1e-6], head_rate=[1e-3, 1e-4])
 
 
 def test_rates_may_stay_as_they_are_or_fall_to_zero():

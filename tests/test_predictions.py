@@ -20,6 +20,7 @@ from grw_keras.evaluation.evaluating import (
     versions,
 )
 from grw_keras.evaluation.predictions import Predictions, Predictor
+from grw_keras.normalization import EPSILON
 from grw_keras.zoo import registry
 from tests.helpers import literal_orderings
 from tests.store_helpers import LABELS, ArrayStore
@@ -61,6 +62,22 @@ def transformer():
 
 
 @pytest.fixture(scope="module")
+def causal():
+    """A causal head whose second layer knows, by the first, of frames before its own window."""
+    return randomize(
+        zoo.load(
+            "mobilenet_v3_small_grw",
+            weights=None,
+            num_classes=4,
+            frames=N,
+            resolution=SIZE,
+            head_window=WINDOW,
+            head_attention="causal",
+        )
+    )
+
+
+@pytest.fixture(scope="module")
 def averaging():
     return randomize(
         zoo.load("mobilenet_v3_small", weights=None, num_classes=4, frames=N, resolution=SIZE)
@@ -80,15 +97,21 @@ def one_by_one(store, short):
 
 
 # What fills short clips, and how many clips are asked at once: 5 are no multiple of any.
-CASES = [("transformer", "loop", 2), ("transformer", "pad", 3), ("averaging", "pad", 8)]
+CASES = [
+    ("transformer", "loop", 2),
+    ("transformer", "pad", 3),
+    ("causal", "pad", 3),
+    ("averaging", "pad", 8),
+]
 SEEN = (1, 2, 4, 5, 6)
 
 
 @pytest.fixture(scope="module")
-def predictors(transformer, averaging):
+def predictors(transformer, causal, averaging):
     """Traced once for all tests."""
     return {
         "transformer": Predictor(transformer, SEEN),
+        "causal": Predictor(causal, SEEN),
         "averaging": Predictor(averaging, SEEN),
     }
 
@@ -115,7 +138,7 @@ def test_answers_are_those_of_each_clip_by_itself_and_of_its_stream(
         np.testing.assert_array_equal(found.mask[index], mask[0])
         wanted = model(clip, mask=mask)[0]
         np.testing.assert_allclose(found.logits[index], wanted, rtol=1e-4, atol=1e-4)
-        if kind == "transformer":
+        if kind != "averaging":
             z = model.embeddings(clip)[0]
             np.testing.assert_allclose(found.embeddings[index], z, rtol=1e-4, atol=1e-4)
         session.reset()
@@ -233,6 +256,18 @@ def predictions_of(z, mask) -> Predictions:
         embeddings=z,
         embedded=np.arange(count),
     )
+
+
+def test_order_accuracy_is_of_what_the_loss_takes(transformer):
+    spec = transformer.spec.replace({"loss_input": "layer_norm"})
+    rng = np.random.default_rng(1)
+    z = np.cumsum(rng.normal(size=(200, spec.window, 3)), axis=1).astype(np.float32)
+    z *= rng.uniform(1, 10, (200, spec.window, 1))  # which a layer norm takes back
+    found = predictions_of(z, np.ones(z.shape[:2], bool))
+    scaled = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + EPSILON)
+    wanted = np.mean([is_likeliest(clip) for clip in scaled.astype(np.float64)])
+    assert wanted != np.mean([is_likeliest(clip) for clip in z.astype(np.float64)])
+    assert order_accuracy(found, spec) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_there_is_no_order_accuracy_without_a_whole_window(transformer):

@@ -85,11 +85,11 @@ def full_report(name="a", **changes):
     frames = np.stack([np.full((20, 30, 3), 20 * index, np.uint8) for index in range(10)])
     parts = {
         "title": name,
-        "evaluation": evaluation([name, "b", "c"], model=name, data=name),
-        "command": name,
+        "evaluation": evaluation(
+            [name, "b", "c"], model=name, data=name, command=name, versions={name: name}
+        ),
         "recipe": name,
         "hardware": name,
-        "versions": {name: name},
         "history": [{"loss": 2.0}, {"loss": 1.0}],
         "embeddings": Embeddings(rng.standard_normal((6, 5, 4)), np.array([0, 1, 2] * 2)),
         "worst": [
@@ -102,7 +102,6 @@ def full_report(name="a", **changes):
                 frames=frames,
             )
         ],
-        "notes": [name],
     }
     return Report(**{**parts, **changes})
 
@@ -136,6 +135,15 @@ def test_the_pictures_are_inside_and_also_beside_the_page(page_path):
     assert beside < inside
     curves = figures.png(figures.curves([{"loss": 2.0}, {"loss": 1.0}]))
     assert curves == (page_path.parent / "images" / "curves.png").read_bytes()
+
+
+def test_pages_of_one_folder_have_pictures_of_their_own(tmp_path):
+    for name, loss in (("report", 2.0), ("report_train", 3.0)):
+        history = [{"loss": loss}, {"loss": 1.0}]
+        write_report(tmp_path / f"{name}.html", Report(title=name, history=history))
+    test, train = (tmp_path / name / "curves.png" for name in ("images", "report_train_images"))
+    assert test.read_bytes() == figures.png(figures.curves([{"loss": 2.0}, {"loss": 1.0}]))
+    assert train.read_bytes() == figures.png(figures.curves([{"loss": 3.0}, {"loss": 1.0}]))
 
 
 def test_the_strip_shows_eight_frames_from_first_to_last(page_path):

@@ -1,5 +1,7 @@
 """The parts of a run: what replicas read, whose classes a last layer knows, whose folder it is."""
 
+import shlex
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +13,7 @@ from grw_keras.training import recipe, run, runs
 from grw_keras.training.cluster import Cluster
 from grw_keras.training.runs import RunFolder
 from tests.store_helpers import LABELS, ArrayStore
+from tests.video_files import write
 from tests.zoo_helpers import random_clips
 
 RECIPE = recipe.from_dict(
@@ -94,6 +97,13 @@ def test_a_mask_needs_a_head_that_takes_one():
         recipe.from_dict({"model": {"name": "movinet_a0_stream"}, "data": {"short": "pad"}})
 
 
+def test_clips_shorter_than_the_losss_window_are_refused():
+    model = {"name": "movinet_a0_stream_grw", "spec": {"frames": 4}}
+    with pytest.raises(ValueError, match=r"`model.spec.frames` must be at least the 5 frames"):
+        recipe.from_dict({"model": model})
+    recipe.from_dict({"model": {**model, "name": "movinet_a0_stream"}})
+
+
 def test_micro_batches_must_divide_a_devices_part():
     wanted = recipe.override(RECIPE, {"training.batch_size": 6, "training.accumulate": 2})
     with pytest.raises(ValueError, match="must divide the 3 clips"):
@@ -120,10 +130,55 @@ def test_workers_start_no_workers(monkeypatch, capsys):
     assert "TF_CONFIG is set" in capsys.readouterr().err
 
 
-def test_tfds_data_takes_no_flags_of_videos(capsys):
-    arguments = ["data", "prepare", "--data", "tfds:x", "--out", "o", "--holdout", "0.2"]
+@pytest.mark.parametrize(
+    ("data", "flags", "message"),
+    [
+        ("tfds:x", ["--holdout", "0.2", "--seed", "1"], "leave out --holdout, --seed"),
+        (
+            "videos",
+            ["--source-fps", "5", "--label-key", "a"],
+            "leave out --source-fps, --label-key",
+        ),
+        ("videos", ["--beam-options", "a=b"], "leave out --beam-options"),
+    ],
+)
+def test_flags_of_other_data_are_refused(data, flags, message, capsys):
+    assert cli.main(["data", "prepare", "--data", data, "--out", "o", *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_zero_is_no_default(tmp_path, capsys):
+    write(tmp_path / "videos" / "a" / "clip.mp4", 3)
+    arguments = [
+        "data",
+        "prepare",
+        "--data",
+        str(tmp_path / "videos"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    for flag in ("--fps", "--size"):
+        assert cli.main([*arguments, flag, "0"]) == 1
+        assert "positive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-2"])
+def test_less_than_one_worker_is_refused(count, capsys):
+    arguments = ["train", "--model", "m", "--data", "d", "--out", "o", "--local-workers", count]
     assert cli.main(arguments) == 1
-    assert "leave out --holdout" in capsys.readouterr().err
+    assert f"--local-workers must be at least 1. Received: {count}" in capsys.readouterr().err
+
+
+def test_launched_workers_know_the_command_that_is_put_on_record(monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        "grw_keras.training.launch.launch_local", lambda workers, command: started.append(command)
+    )
+    own = ["train", "--model", "m", "--data", "my d", "--out", "o", "--local-workers", "2"]
+    cli.main(own)
+    (command,) = started
+    assert "--local-workers" not in command
+    assert command[-2:] == ["--launched-by", shlex.join(["grw-keras", *own])]
 
 
 def test_workers_of_a_machine_share_its_cpus(monkeypatch):

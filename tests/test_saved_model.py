@@ -10,6 +10,7 @@ from official.projects.movinet.modeling import movinet_layers
 from official.projects.movinet.tools import export_saved_model
 
 from grw_keras.zoo.importers import saved_model, tf_checkpoint
+from grw_keras.zoo.importers.files import read_weights
 from tests.official_movinets import (
     CASES,
     NUM_CLASSES,
@@ -122,9 +123,10 @@ def save_fake_model(folder):
     tf.saved_model.save(fake_movinet("a0"), str(folder))
 
 
-def test_a_saved_model_in_a_folder_of_its_own_is_found(tmp_path):
-    save_fake_model(tmp_path / "1")
-    assert saved_model.read(tmp_path).spec["backbone"] == "movinet_a0"
+@pytest.mark.parametrize("place", ["1", "archive/movinet/1"])
+def test_a_saved_model_in_a_folder_of_its_own_is_found(tmp_path, place):
+    save_fake_model(tmp_path / place)
+    assert read_weights(tmp_path).spec["backbone"] == "movinet_a0"
 
 
 def with_two_saved_models(folder):

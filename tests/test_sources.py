@@ -200,7 +200,7 @@ HEADER = "path,label,start,end,split\n"
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("path,lable\na.mp4,x\n", "Unknown column 'lable': did you mean 'label'"),
+        ("path,lable\na.mp4,x\n", "Unknown column 'lable'. Did you mean 'label'"),
         ("path;label\na.mp4;x\n", "Unknown column 'path;label'.*commas between"),
         ("path,label,note\n", "Unknown column 'note': The header"),
         ("path,start\n", "must have the column 'label'"),

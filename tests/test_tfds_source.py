@@ -1,8 +1,11 @@
 """Any TFDS video data set as a source: which features are taken, and records of their frames."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from grw_keras.data.record_files import read_settings
 from grw_keras.data.record_store import RecordStore
 from grw_keras.data.tfds_source import grid_frames, open_tfds, prepare_tfds
 
@@ -106,6 +109,18 @@ def test_records_of_a_tfds_data_set_are_records_like_any(tiny, tmp_path):
     assert prepare_tfds(source, tmp_path / "r", fps=4, size=16).kept
     with pytest.raises(ValueError, match="other clips"):
         prepare_tfds(open_tfds(tiny, fps=16), tmp_path / "r", fps=4, size=16)
+
+
+def test_a_tfds_folder_that_is_no_records_is_told_how_to_be_given(tiny, tmp_path):
+    with pytest.raises(ValueError, match=f"as tfds:{tiny}"):
+        read_settings(Path(tiny))
+    with pytest.raises(FileNotFoundError, match="holds no finished records"):
+        read_settings(tmp_path)
+
+
+def test_a_clip_without_frames_is_refused():
+    with pytest.raises(ValueError, match="must have frames"):
+        grid_frames(np.zeros([0, 4, 4, 3], np.uint8), 5.0, 5.0, 8)
 
 
 def test_splits_can_be_parts_of_others(tiny):

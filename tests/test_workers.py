@@ -1,11 +1,13 @@
 """Worker processes: order, read-ahead, errors, and that none is left behind."""
 
 import itertools
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -149,4 +151,9 @@ def test_a_negative_number_of_workers_is_refused():
 
 
 def test_there_is_a_worker_for_each_cpu_that_may_be_used():
-    assert 1 <= default_workers() <= len(os.sched_getaffinity(0))
+    limits = [len(os.sched_getaffinity(0))]
+    of_container = Path("/sys/fs/cgroup/cpu.max")
+    if of_container.exists():
+        quota, period = of_container.read_text().split()
+        limits += [] if quota == "max" else [math.ceil(int(quota) / int(period))]
+    assert default_workers() == min(limits)

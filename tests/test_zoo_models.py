@@ -126,8 +126,10 @@ def test_an_eighth_of_the_channels_is_shifted(temporal_shift):
 
 def test_every_residual_block_is_shifted():
     model = small("mobilenet_v3_small_tsm")
-    blocks = [layer.name for layer in model.backbone.cnn.layers if layer.name.endswith("/Add")]
-    assert len(model.backbone.shifted) == len(blocks) == 6
+    layers = model.backbone.cnn.layers
+    blocks = {layer.name.removesuffix("/Add") for layer in layers if layer.name.endswith("/Add")}
+    assert model.backbone.shifted == {f"{block}/expand" for block in blocks}
+    assert len(blocks) == 6
 
 
 def test_a_frame_is_paired_with_the_first_of_its_window():
@@ -223,6 +225,12 @@ def test_masked_frames_reach_neither_the_head_nor_the_loss():
 def test_the_official_classifier_refuses_a_mask():
     with pytest.raises(ValueError, match="averages over all frames"):
         small("movinet_a0_stream_relu6")(random_clips(1, 3), mask=tf.ones([1, 3], tf.bool))
+
+
+def test_an_endpoint_of_two_inputs_is_refused():
+    with pytest.raises(ValueError, match="must be one of Conv, ") as refused:
+        small("mobilenet_v3_small_intermediate", endpoint="expanded_conv_1/Add")
+    assert "/Add" not in str(refused.value).partition("Received")[0]
 
 
 @pytest.mark.slow

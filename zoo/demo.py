@@ -81,7 +81,7 @@ def train_all(clips: Clips, test: Clips, lengths: Lengths, seed: int, file: Path
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
-        ProcessPoolExecutor(len(jobs), context) as pool,
+        ProcessPoolExecutor(len(jobs), context, max_tasks_per_child=1) as pool,
     ):
         messages = manager.Queue()
         futures = {

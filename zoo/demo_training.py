@@ -144,11 +144,10 @@ class WarmUp:
 
     def numbers(self) -> dict[str, float]:
         moves = metrics.smoothness(self.z)
-        _, _, variance = metrics.principal_components(self.z)
         return {
             "accuracy": self.accuracies[-1],
-            "acceleration_over_speed": moves.acceleration / moves.speed,
-            "variance_in_two_components": float(variance.sum()),
+            "acceleration_over_speed": moves.ratio,
+            "variance_in_two_components": moves.variance_2d,
         }
 
 

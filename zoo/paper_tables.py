@@ -3,21 +3,29 @@
     python zoo/paper_tables.py
 
 Writes zoo/results/paper_tables.md and paper_figure1.png from the published rows
-(`grw_keras/evaluation/published.csv`) and our counts (`grw_keras/zoo/costs.csv`).
+(`grw_keras/evaluation/published.csv`), our counts (`grw_keras/zoo/costs.csv`), latencies
+(`benchmarks/results/latency.csv`) and the study's accuracies (`zoo/results/study.csv`).
 """
 
 import csv
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from study import CSV as STUDY
+from study import MODELS
 
 from grw_keras import figures
 from grw_keras.evaluation.published import ROWS, PublishedRow
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "zoo" / "results"
+COSTS = ROOT / "grw_keras" / "zoo" / "costs.csv"
+LATENCY = ROOT / "benchmarks" / "results" / "latency.csv"
+MEASURED = ("G MACs", "parameters, M", "memory, MB", "latency, ms", "UT-Interaction")
 TITLES = {
     1: "Table 1: Kinetics-600 by multiply-accumulates",
     2: "Table 2: Kinetics-600 by memory",
@@ -45,7 +53,7 @@ def main() -> None:
 
 
 def page() -> str:
-    costs = {row["name"]: row for row in _read(ROOT / "grw_keras" / "zoo" / "costs.csv")}
+    measured = _measured()
     lines = [
         "# The paper's tables, and what was measured here",
         "",
@@ -53,11 +61,15 @@ def page() -> str:
         "the others are ours. No accuracy on Kinetics was measured here: there were no Kinetics "
         "videos and none of the published files at hand. Multiply-accumulates (MACs) are counted, "
         "memory is weights and the estimated activations of one frame of a stream, float32 "
-        "([cost.md](cost.md) says how); empty: not a model of the zoo, or one that can't stream.",
+        "([cost.md](cost.md) says how). Latency is that of one frame of a stream under LiteRT, "
+        "float32, on one thread of an x86 server, by `python benchmarks/latency.py`, which says "
+        "more; no phone was at hand. UT-Interaction: mean top-1 and standard deviation of models "
+        "fine-tuned from real Kinetics-600 weights, by [the study](study.md). Empty: not a model "
+        "of the zoo, one that can't stream, or not measured.",
     ]
     for table, title in TITLES.items():
         rows = [row for row in ROWS if row.table == table]
-        lines += ["", f"## {title}", "", *_table(rows, costs)]
+        lines += ["", f"## {title}", "", *_table(rows, measured)]
     lines += ["", "## Table 5: ablations (Kinetics-600, MoViNet-A0-S-GRW)", ""]
     lines += ["| changed | value | published top-1 |", "|---|---|---:|"]
     lines += [f"| {what} | {value} | {top1} |" for what, value, top1 in ABLATIONS]
@@ -75,27 +87,44 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[PublishedRow], costs: Mapping[str, Mapping[str, str]]) -> list[str]:
+def _table(rows: Sequence[PublishedRow], measured: Mapping[str, Sequence[str]]) -> list[str]:
     by_memory = rows[0].memory_mb is not None
     value = "published memory, MB" if by_memory else "published G"
-    heading = ["model", "name in the zoo", "published top-1", value, "G MACs", "parameters, M"]
-    heading += ["memory, MB"]
-    lines = [f"| {' | '.join(heading)} |", "|---|---|---:|---:|---:|---:|---:|"]
+    heading = ["model", "name in the zoo", "published top-1", value, *MEASURED]
+    lines = [f"| {' | '.join(heading)} |", f"|---|---|{'---:|' * (len(heading) - 2)}"]
     for row in rows:
-        own = costs.get(row.model)
         cells = [row.printed, f"`{row.model}`" if row.model else "", f"{row.top1:.1f}"]
         cells.append(f"{row.memory_mb if by_memory else row.gflops:g}")
-        cells += ["", "", ""] if own is None else _measured(own)
+        cells += measured.get(row.model, [""] * len(MEASURED))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _measured(own: Mapping[str, str]) -> list[str]:
-    memory = ""
-    if own["step_peak_activation_bytes"]:
-        used = int(own["weights_bytes"]) + int(own["step_peak_activation_bytes"])
-        memory = f"{used / 1e6:.0f}"
-    return [f"{float(own['gmacs']):.1f}", f"{int(own['parameters']) / 1e6:.2f}", memory]
+def _measured() -> dict[str, list[str]]:
+    """The cells of columns `MEASURED` of each model of the zoo, by name."""
+    ms = {row["name"]: row["median_ms"] for row in _read(LATENCY)}
+    top1 = _study_top1()
+    found = {}
+    for row in _read(COSTS):
+        name, memory = row["name"], ""
+        if row["step_peak_activation_bytes"]:
+            used = int(row["weights_bytes"]) + int(row["step_peak_activation_bytes"])
+            memory = f"{used / 1e6:.0f}"
+        counts = [f"{float(row['gmacs']):.1f}", f"{int(row['parameters']) / 1e6:.2f}", memory]
+        found[name] = [*counts, ms.get(name, ""), top1.get(name, "")]
+    return found
+
+
+def _study_top1() -> dict[str, str]:
+    """Mean and standard deviation by name in the zoo, of runs on all training clips."""
+    top1 = defaultdict(list)
+    for row in _read(STUDY):
+        if row["part"] == "main":
+            top1[MODELS[row["model"]]].append(100 * float(row["top1"]))
+    return {
+        name: f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        for name, values in top1.items()
+    }
 
 
 def figure_one() -> Figure:

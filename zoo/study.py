@@ -134,8 +134,6 @@ def plan(rows: Sequence[Row]) -> Iterator[Run]:
     yield from each("main", SEEDS)
     yield from each("share", SEEDS, share=0.25)
     yield from each("share", SEEDS, share=0.5)
-    for frames in (5, 3):
-        yield from each("frames", SEEDS, frames=frames, window=min(5, frames))
     half = {"share": 0.5, "models": ("final GRW",)}
     for window, orderings in ((3, "auto"), (10, "exact"), (10, "sampled")):
         yield from each("window", FEW_SEEDS, window=window, orderings=orderings, **half)
@@ -144,6 +142,8 @@ def plan(rows: Sequence[Row]) -> Iterator[Run]:
     for weight in (0.0, 0.01, 0.1, 1.0):
         yield from each("weight", FEW_SEEDS, weight=weight, **half)
     yield from each("loss input", FEW_SEEDS, loss_input="layer_norm", **half)
+    for frames in (5, 3):
+        yield from each("frames", FEW_SEEDS, frames=frames, window=min(5, frames))
 
 
 def tuning(model: str, fold: str, rows: Sequence[Row]) -> Iterator[Run]:
@@ -171,8 +171,8 @@ def least_entropy(runs: Sequence[Run], rows: Sequence[Row]) -> Run | None:
 def clip_list(run: Run, data: Path) -> list[tuple[str, str, str]]:
     """(path, label, split) of the run's clips.
 
-    A share of the training clips is one of whole sequences' clips of each class; in tuning a fifth
-    of the sequences validates, chosen by the seed.
+    A share of the training clips is one of each class; in tuning a fifth of the sequences
+    validates. Both are chosen by the seed.
     """
     listed = []
     rng = np.random.default_rng([run.seed, FOLDS.index(run.fold)])

@@ -1,5 +1,6 @@
 """grw-keras data prepare."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from grw_keras.cli.training import SPLITTING
@@ -28,11 +29,13 @@ def add_commands(commands) -> None:
     prepare.add_argument("--shards", type=int, help="files a split")
     prepare.add_argument("--workers", type=int, help="processes that decode")
     prepare.add_argument("--source-fps", type=float, help="of a tfds: data set that doesn't say")
+    prepare.add_argument("--video-key", help="the frames' feature, where a tfds: set has several")
+    prepare.add_argument("--label-key", help="the same of the labels")
     prepare.add_argument("--beam-runner", help="DirectRunner, DataflowRunner, FlinkRunner, …")
     prepare.add_argument(
         "--beam-options", nargs="+", default=[], metavar="KEY=VALUE", help="of the runner"
     )
-    prepare.add_argument("--seed", type=int, default=0, help="of the holdout")
+    prepare.add_argument("--seed", type=int, help="of the holdout; default 0")
     for flag, (_, kind, text) in SPLITTING.items():
         prepare.add_argument(f"--{flag}", type=kind, help=text)
     prepare.set_defaults(run=_prepare)
@@ -49,9 +52,11 @@ def _prepare(
     shards: int | None,
     workers: int | None,
     source_fps: float | None,
+    video_key: str | None,
+    label_key: str | None,
     beam_runner: str | None,
     beam_options: list[str],
-    seed: int,
+    seed: int | None,
     holdout: float | None,
     group_regex: str | None,
     test_regex: str | None,
@@ -64,10 +69,11 @@ def _prepare(
         from grw_keras.zoo import registry
 
         spec = registry.get(model)
-        fps, size = fps or spec.fps, size or spec.resize
+        fps = spec.fps if fps is None else fps
+        size = spec.resize if size is None else size
     shape: dict[str, Any] = {
-        "fps": fps or 5.0,
-        "size": size or 200,
+        "fps": 5.0 if fps is None else fps,
+        "size": 200 if size is None else size,
         "quality": quality,
         "num_shards": shards,
     }
@@ -80,21 +86,32 @@ def _prepare(
             "--max-bad-share": max_bad_share,
             "--workers": workers,
             "--beam-runner": beam_runner,
+            "--beam-options": beam_options,
+            "--seed": seed,
         }
-        strangers = [flag for flag, value in of_videos.items() if value not in (None, [])]
-        if strangers:
-            raise ValueError(
-                f"A TFDS data set has its own splits: leave out {', '.join(strangers)}"
-            )
-        source = tfds_source.open_tfds(data.removeprefix(TFDS_PREFIX), fps=source_fps)
+        _refuse(of_videos, "A TFDS data set has its own splits, and is read by one process")
+        source = tfds_source.open_tfds(
+            data.removeprefix(TFDS_PREFIX),
+            fps=source_fps,
+            video_key=video_key,
+            label_key=label_key,
+        )
         prepared = tfds_source.prepare_tfds(source, out, **shape, progress=_show)
     else:
+        of_tfds = {
+            "--source-fps": source_fps,
+            "--video-key": video_key,
+            "--label-key": label_key,
+        }
+        _refuse(of_tfds, "Only a TFDS data set needs them")
+        if beam_runner is None:
+            _refuse({"--beam-options": beam_options}, "There is no --beam-runner")
         clips = splits.assign(
             sources.read(data, annotations=annotations),
             holdout=holdout,
             group_regex=group_regex,
             test_regex=test_regex,
-            seed=seed,
+            seed=0 if seed is None else seed,
         )
         prepared = records.prepare(
             clips,
@@ -109,6 +126,12 @@ def _prepare(
     counts = ", ".join(f"{count} {split}" for split, count in prepared.counts.items())
     kept = " (there already)" if prepared.kept else ""
     print(f"{out}: {counts}; {len(prepared.bad)} bad videos left out{kept}")
+
+
+def _refuse(flags: Mapping[str, Any], why: str) -> None:
+    given = [flag for flag, value in flags.items() if value not in (None, [])]
+    if given:
+        raise ValueError(f"{why}: leave out {', '.join(given)}")
 
 
 def _show(done: int, total: int) -> None:

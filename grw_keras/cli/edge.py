@@ -1,8 +1,11 @@
 """grw-keras export, benchmark."""
 
+import contextlib
 import importlib.util
 from collections import Counter
 from pathlib import Path
+
+from grw_keras.cli.training import DATA
 
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 
@@ -22,9 +25,7 @@ def add_commands(commands) -> None:
     export.add_argument(
         "--quantization", choices=QUANTIZATIONS, default="none", help="of weights, activations"
     )
-    export.add_argument(
-        "--data", help="folder, .csv list or prepared records to calibrate and verify with"
-    )
+    export.add_argument("--data", help=f"{DATA} to calibrate and verify with")
     export.add_argument("--split", default="train", choices=["train", "validation", "test"])
     export.add_argument(
         "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
@@ -76,21 +77,23 @@ def _export(
     from grw_keras.export.clips import MOST_CLIPS
     from grw_keras.training import again
 
-    calibration = None
-    if data is None:
-        model, _ = again.load_model(run_folder)
-    else:
-        taken = again.open_split(run_folder, data, split, annotations=annotations)
-        model, calibration = taken.model, again.centre_clips(taken, MOST_CLIPS)
-    exported = to_tflite(
-        model,
-        Path(tflite, f"{name or Path(run_folder).resolve().name}.tflite"),
-        quantization=None if quantization == "none" else quantization,
-        calibration=calibration,
-        split_head=split_head,
-        whole_clip=whole_clip,
-        force=force,
-    )
+    with contextlib.ExitStack() as stack:
+        calibration = None
+        if data is None:
+            model, _ = again.load_model(run_folder)
+        else:
+            opened = again.open_split(run_folder, data, split, annotations=annotations)
+            taken = stack.enter_context(opened)
+            model, calibration = taken.model, again.centre_clips(taken, MOST_CLIPS)
+        exported = to_tflite(
+            model,
+            Path(tflite, f"{name or Path(run_folder).resolve().name}.tflite"),
+            quantization=None if quantization == "none" else quantization,
+            calibration=calibration,
+            split_head=split_head,
+            whole_clip=whole_clip,
+            force=force,
+        )
     for file in exported.files:
         print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
     print(exported.report)

@@ -6,6 +6,7 @@ import shlex
 import sys
 from typing import Any
 
+DATA = "folder, .csv list, prepared records or tfds:NAME"
 # Flags that stand for one key of the recipe each.
 _KEYS: dict[str, tuple[str, Any, str]] = {
     "model": ("model.name", str, "a model of the zoo, see grw-keras list"),
@@ -31,12 +32,12 @@ def add_commands(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train or fine-tune a model on videos",
-        description="Trains a model of the zoo on a folder of class folders, a CSV list, Kinetics "
-        "or prepared records. Under TF_CONFIG or SLURM it is one worker of many.",
+        description="Trains a model of the zoo on a folder of class folders, a CSV list, Kinetics, "
+        "prepared records or a TFDS data set. Under TF_CONFIG or SLURM it is one worker of many.",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", nargs="?", help="a recipe (YAML); without one: --model")
-    parser.add_argument("--data", required=True, help="folder, .csv list or prepared records")
+    parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
     parser.add_argument(
         "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
@@ -54,6 +55,8 @@ def add_commands(commands) -> None:
     parser.add_argument(
         "--local-workers", type=int, default=1, metavar="N", help="processes on this machine"
     )
+    # Of a worker that --local-workers started: the command that is to be on record.
+    parser.add_argument("--launched-by", default="", help=argparse.SUPPRESS)
     parser.set_defaults(run=_train, wants_arguments=True)
 
 
@@ -65,9 +68,12 @@ def _train(
     set: list[str],
     resume: bool,
     local_workers: int,
+    launched_by: str,
     arguments: list[str],
     **flags,
 ) -> int:
+    if local_workers < 1:
+        raise ValueError(f"--local-workers must be at least 1. Received: {local_workers}")
     if local_workers > 1:
         return _launch(local_workers, arguments)
     from grw_keras.training import recipe as recipes
@@ -99,7 +105,7 @@ def _train(
         annotations=annotations,
         resume=resume,
         cluster=cluster_from_environment(),
-        command=shlex.join(["grw-keras", *arguments]),
+        command=launched_by or shlex.join(["grw-keras", *arguments]),
     )
     if outcome.finished:
         print(f"{out}/model: load it by grw_keras.zoo.load({f'{out}/model'!r})")
@@ -115,5 +121,6 @@ def _launch(workers: int, arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--local-workers")
     _, rest = parser.parse_known_args(arguments)
+    rest += ["--launched-by", shlex.join(["grw-keras", *arguments])]
     # -P: a folder of the package's name where it starts, such as a checkout, is not the package.
     return launch_local(workers, [sys.executable, "-P", "-m", "grw_keras.cli", *rest])

@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from grw_keras.cli.training import DATA
+
 
 def add_commands(commands) -> None:
     """Adds this module's commands to the parser's."""
@@ -15,7 +17,7 @@ def add_commands(commands) -> None:
         allow_abbrev=False,
     )
     evaluation.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
-    evaluation.add_argument("--data", required=True, help="folder, .csv list or prepared records")
+    evaluation.add_argument("--data", required=True, help=DATA)
     evaluation.add_argument("--split", default="test", choices=["train", "validation", "test"])
     evaluation.add_argument(
         "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"

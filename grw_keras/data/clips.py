@@ -8,6 +8,8 @@ import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from grw_keras.hints import did_you_mean
+
 SPLITS = ("train", "validation", "test")
 # Kinetics calls its validation split "val" in file names and "validate" inside the files.
 _OTHER_NAMES = {"val": "validation", "validate": "validation"}
@@ -153,8 +155,7 @@ class ClipSet:
 
     def _told(self, name: str) -> str:
         there = ", ".join(f"{split!r} ({n} clips)" for split, n in self.splits().items())
-        close = difflib.get_close_matches(name, [*self.splits()], n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, self.splits())
         return f"{hint}There are: {there or 'none'}. Received: {name!r}"
 
 
@@ -167,8 +168,7 @@ def split_name(text: str) -> str:
     word = text.strip().lower()
     word = _OTHER_NAMES.get(word, word)
     if word not in ("", *SPLITS):
-        close = difflib.get_close_matches(word, SPLITS, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(word, SPLITS)
         raise ValueError(f"`split` must be one of {_quoted(SPLITS)}. {hint}Received: {text!r}")
     return word
 

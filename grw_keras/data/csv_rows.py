@@ -1,9 +1,10 @@
 """The rows of a CSV file with a header, each with its line for error messages."""
 
 import csv
-import difflib
 import os
 from collections.abc import Iterator, Sequence
+
+from grw_keras.hints import did_you_mean
 
 
 def csv_rows(
@@ -55,10 +56,9 @@ def _check_header(path, header, required, optional) -> None:
     given = f"Received: {', '.join(header)!r} in {path}"
     for column in header:
         if optional is not None and column not in known:
-            close = difflib.get_close_matches(column.lower(), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(column.lower(), known)
             raise ValueError(
-                f"Unknown column {column!r}: {hint}The header must be a line of some of "
+                f"Unknown column {column!r}. {hint}The header must be a line of some of "
                 f"{', '.join(known)}, with commas between. {given}"
             )
     for column in required:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import difflib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from grw_keras.data.stores import (
 )
 from grw_keras.data.video import BadVideoError
 from grw_keras.data.workers import default_workers
+from grw_keras.hints import did_you_mean
 
 log = logging.getLogger("grw_keras")
 
@@ -203,8 +203,7 @@ def _open_videos(
 def _check_splits(only: Sequence[str]) -> None:
     for split in only:
         if split not in SPLITS:
-            close = difflib.get_close_matches(split, SPLITS, n=1)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(split, SPLITS)
             raise ValueError(
                 f"`only` must name splits: {', '.join(map(repr, SPLITS))}. {hint}"
                 f"Received: {split!r}"

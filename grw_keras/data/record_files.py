@@ -231,12 +231,16 @@ def read_settings(folder: Path) -> Settings:
         ValueError: it holds another data set.
     """
     _read_json(folder, "dataset_info.json")
+    # TFDS writes no metadata of a data set without any.
+    metadata = {}
+    if (folder / "metadata.json").exists():
+        metadata = _read_json(folder, "metadata.json")
     try:
-        return Settings(**_read_json(folder, "metadata.json"))
+        return Settings(**metadata)
     except TypeError as error:
         raise ValueError(
-            f"{folder} holds a data set that `grw-keras data prepare` has not written. A TFDS "
-            "video data set is made into records by `prepare_tfds`."
+            f"{folder} holds a data set that `grw-keras data prepare` has not written: give a "
+            f"video data set of TFDS as tfds:{folder}"
         ) from error
 
 

@@ -4,9 +4,9 @@ import dataclasses
 import json
 import logging
 import os
-import tempfile
 from typing import Any
 
+from grw_keras import atomic
 from grw_keras.data.video import BadVideoError, VideoInfo
 
 log = logging.getLogger("grw_keras")
@@ -50,15 +50,13 @@ class ScanCache:
         """Write the file if there is something new; a reader sees the old file or all of it."""
         if self._path is None or not self._changed:
             return
-        folder, name = os.path.split(self._path)
         try:
-            os.makedirs(folder, exist_ok=True)
-            # In a folder of its own: several processes may scan the same data.
-            with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}.") as own:
-                temporary = os.path.join(own, name)
-                with open(temporary, "w", encoding="utf-8") as file:
-                    json.dump({"format": _FORMAT, "videos": self._entries}, file)
-                os.replace(temporary, self._path)
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            with (
+                atomic.replacing(self._path) as temporary,
+                temporary.open("w", encoding="utf-8") as file,
+            ):
+                json.dump({"format": _FORMAT, "videos": self._entries}, file)
         except OSError as error:
             log.warning("The findings about videos can't be kept in %s: %s", self._path, error)
 

@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import io
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from grw_keras import atomic
 from grw_keras.data.clips import ClipSet
 from grw_keras.data.sampling import grid_size
 from grw_keras.data.video import BadVideoError, VideoInfo, read_frames
@@ -302,11 +302,6 @@ class _FrameFile:
         return np.memmap(self.path, np.uint8, "r", offset=len(self.head()), shape=self.shape)
 
     def write(self, frames: np.ndarray) -> None:
-        temporary = self.path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(self.head())
-                file.write(np.ascontiguousarray(frames, np.uint8).data)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic.replacing(self.path) as temporary, temporary.open("wb") as file:
+            file.write(self.head())
+            file.write(np.ascontiguousarray(frames, np.uint8).data)

@@ -1,7 +1,6 @@
 """Any TFDS video data set as a source of clips: found features, frames, and records of them."""
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from grw_keras.data.clips import SPLITS
 from grw_keras.data.record_files import Example, Prepared, Row, Settings, Shard
 from grw_keras.data.records import encode, shard_bounds
 from grw_keras.data.sampling import grid_size
+from grw_keras.hints import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,8 @@ def prepare_tfds(
 
 def grid_frames(frames: np.ndarray, source_fps: float, fps: float, size: int) -> np.ndarray:
     """Frames on display at the grid's times, resized: uint8 [T, H, W, 3] → [M, size, size, 3]."""
+    if not len(frames):
+        raise ValueError("A clip must have frames. Received: one without any")
     count = grid_size(len(frames) / source_fps, fps)
     # On display at j/fps is the last frame with i/source_fps <= j/fps, but for rounding.
     shown = np.floor(np.arange(count) / fps * source_fps + 1e-6).astype(np.int64)
@@ -215,8 +217,7 @@ def _key(parameter: str, given: str | None, features, fits: Callable, what: str)
         raise ValueError(f"{number} holds {what}: give `{parameter}`. The features are {known}")
     scalar = parameter == "label_key" and given in features and features[given].shape == ()
     if given not in fitting and not scalar:
-        close = difflib.get_close_matches(given, list(features), n=1)
-        hint = f"Did you mean {close[0]!r}? " if close and close[0] != given else ""
+        hint = did_you_mean(given, [key for key in features if key != given])
         raise ValueError(
             f"`{parameter}` must name a feature with {what}. {hint}The features are {known}. "
             f"Received: {given!r}"

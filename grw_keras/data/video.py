@@ -83,7 +83,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             raise BadVideoError(path, "not one of its frames can be decoded")
         if end <= begin or (frames > 1 and last == begin):
             raise BadVideoError(path, "its duration is zero")
-        transposed, _, _ = _orientation(first)
+        transposed, _, _ = orientation(first)
         width, height = first.width, first.height
         return VideoInfo(
             duration_s=float((end - begin) * file.tick_s),
@@ -184,7 +184,7 @@ def _on_display(
 ) -> np.ndarray:
     """The frames on display at the ticks, in the first frame's orientation and size."""
     height, width = (first.height, first.width) if size is None else (size, size)
-    transposed, mirrored, flipped = _orientation(first)
+    transposed, mirrored, flipped = orientation(first)
     shape = (width, height) if transposed else (height, width)
     images = np.empty((len(ticks), *shape, 3), np.uint8)
     reformatter = VideoReformatter()
@@ -229,7 +229,7 @@ def _rgb(
     return cv2.merge((red, green, blue), target)
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """Whether to transpose a frame for display, then to mirror it left to right, then to flip it
     upside down: the nearest of the eight orientations to the file's display matrix."""
     # PyAV declares these as strings in a TypedDict; they are an enum and a Mapping.

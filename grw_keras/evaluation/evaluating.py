@@ -14,12 +14,12 @@ from grw_keras.data.stores import FrameStore
 from grw_keras.evaluation import cost, metrics
 from grw_keras.evaluation.predictions import Predictions, Predictor
 from grw_keras.evaluation.results import Evaluation, summarize
-from grw_keras.models.classifier import VideoClassifier
+from grw_keras.models.classifier import VideoClassifier, loss_normalization
 from grw_keras.models.spec import ModelSpec
 from grw_keras.regularizer import GRWRegularizer
 
 PACKAGES = ("grw-keras", "tensorflow", "tf-keras", "numpy", "av")
-# Clips whose windows are compared at once, for there are 120 orderings of each.
+# Clips whose windows are compared at once, for there are up to 720 orderings of each.
 _CHUNK = 256
 # Clips whose movement an epoch's row tells of: enough for a mean, and in float64 the embeddings
 # of these take tens of megabytes, where those of all would take gigabytes after each epoch.
@@ -73,14 +73,17 @@ def validation_row(
 def order_accuracy(found: Predictions, spec: ModelSpec) -> float | None:
     """Share of the windows whose true ordering is strictly the likeliest; None without windows.
 
-    In the intermediate placement embeddings are standardised over `_CHUNK` clips, as the loss
-    does over a batch.
+    Embeddings are compared as the loss has them; in the intermediate placement they are
+    standardised over `_CHUNK` clips, as the loss does over a batch.
     """
     if found.embeddings is None or found.embeddings.shape[1] < spec.window:
         return None
     mask = found.mask[found.embedded]
     measured = GRWRegularizer(
-        window=spec.window, normalization="batch" if spec.placement == "intermediate" else None
+        window=spec.window,
+        orderings=spec.orderings,
+        normalization=loss_normalization(spec),
+        seed=spec.seed,
     )
     right, count = 0.0, 0.0
     for start in range(0, len(found.embeddings), _CHUNK):

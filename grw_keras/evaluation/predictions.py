@@ -164,8 +164,13 @@ def _counted(found: dict[str, np.ndarray], stride: int) -> dict[str, np.ndarray]
 
 
 def _by_embeddings(model, z, mask, frames_seen) -> list[tf.Tensor]:
-    """Causal embeddings don't change as frames come: the head alone is asked again, over the last
-    frames of its window that are no padding."""
+    """Causal embeddings don't change as frames come: the head alone is asked again.
+
+    A bidirectional head over the last frames of its window that are no padding; a causal one over
+    all frames so far, for its later layers know, by its earlier ones, of more than one window.
+    """
+    if model.spec.head_attention == "causal":
+        return [model.classify(z[:, :seen], mask[:, :seen]) for seen in frames_seen]
     length = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
     answers = []
     for seen in frames_seen:

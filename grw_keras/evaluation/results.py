@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import difflib
 import io
 import json
 import math
@@ -16,6 +15,7 @@ import numpy as np
 from grw_keras import atomic
 from grw_keras.data.scan import BadVideo
 from grw_keras.evaluation import metrics
+from grw_keras.hints import did_you_mean
 
 FORMAT = 1  # of the JSON
 # fmt: off
@@ -266,9 +266,8 @@ def _built(kind: Any, content: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected an object with {', '.join(fields)}.")
     for name in content:
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{where}: unknown field.{hint} Received: {name!r}")
+            hint = did_you_mean(name, fields)
+            raise ValueError(f"{where}: unknown field. {hint}Received: {name!r}")
     needed = (
         name
         for name, field in fields.items()

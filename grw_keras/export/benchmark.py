@@ -45,7 +45,7 @@ class RunningFile:
                 f"A file must be a whole TFLite file with one signature that {runtime()} can run. "
                 f"Received: {path}: {error}"
             ) from error
-        about, noise = describe(path), np.random.default_rng(0)
+        about, noise = own_description(path), np.random.default_rng(0)
         self._inputs: list[tuple[int, np.ndarray]] = []
         self._states: list[tuple[int, np.ndarray]] = []
         self.outputs = {name: d["index"] for name, d in runner.get_output_details().items()}
@@ -108,14 +108,14 @@ def with_heads(files: Sequence[str | Path]) -> list[Path]:
     """The files, each once, and the `classify` files of those that have one."""
     paths: dict[Path, None] = {}
     for path in map(Path, files):
-        about = describe(path)
+        about = own_description(path)
         paths[path] = None
         if about and about.classify_file:
             paths[path.with_name(about.classify_file)] = None
     return list(paths)
 
 
-def describe(path: Path) -> Description | None:
+def own_description(path: Path) -> Description | None:
     """What a file says of itself; None of a file of another program."""
     path.stat()  # raises where there is none
     if not zipfile.is_zipfile(path):
@@ -147,7 +147,7 @@ def _interleaved(running: list[RunningFile], frames: int, warmup: int) -> list[n
 
 
 def _measurement(path: Path, threads: int, times_ms: np.ndarray) -> Measurement:
-    about, covered = describe(path), coverage(path)
+    about, covered = own_description(path), coverage(path)
     p90_ms, p99_ms = np.percentile(times_ms, [90, 99])
     return Measurement(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import grw_keras
+from grw_keras.lite import DESCRIPTION, FORMAT_VERSION
 from grw_keras.models.classifier import VideoClassifier
 
-FORMAT_VERSION = 1
-DESCRIPTION, LABELS = "grw_keras.json", "labels.txt"
+LABELS = "labels.txt"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time of an archive: the same model, the same bytes
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from grw_keras.export.layers import Affine
+from grw_keras.models.names import BATCH_NORM_EPSILON
 
-BATCH_NORM_EPSILON = 1e-3  # of the official MoViNets
 Tensors = Mapping[str, np.ndarray]
 
 

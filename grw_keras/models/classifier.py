@@ -191,8 +191,9 @@ class VideoClassifier(tf_keras.Model):
     def step(self, frame, states: States) -> tuple[tf.Tensor, States]:
         """Logits [B, classes] after one more frame [B, 1, H, W, 3], and the states after it.
 
-        After N ≤ `head_window` frames they are the clip graph's logits of those N frames; later,
-        the clip graph's head over the last `head_window` embeddings. Two-sided TSM streams with
+        After N ≤ `head_window` frames they are the clip graph's logits of those N frames. Later a
+        bidirectional head answers for the last `head_window` embeddings, a causal one as the clip
+        graph does to all frames so far. Two-sided TSM streams with
         shifts from the past alone (Lin et al., section 3.4), as its `"causal"` clip graph.
         """
         of_head = self.head.initial_states(1).keys()
@@ -257,7 +258,8 @@ class VideoClassifier(tf_keras.Model):
         self.compile(**{**defaults, **kwargs})
 
     def compile(self, optimizer="rmsprop", *args, **kwargs):
-        """As of any tf_keras model; a `TwoRateAdam` is told which variables are the backbone's."""
+        """As of any tf_keras model; an optimiser of two rates is told which variables are the
+        backbone's."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if isinstance(inner, TwoRates) and not inner.knows_backbone:
             inner.name_backbone(self.backbone.weights)
@@ -284,18 +286,23 @@ class VideoClassifier(tf_keras.Model):
         pretrained.save_pretrained(self, folder)
 
 
+def loss_normalization(spec: ModelSpec) -> str | None:
+    """What the smoothed embeddings go through before the loss: `normalization` of
+    `GRWRegularizer`."""
+    if spec.placement == "intermediate":
+        return "batch"
+    return {"z": None, "layer_norm": "layer"}[spec.loss_input]
+
+
 def _regularizer(spec: ModelSpec) -> GRWRegularizer | None:
     if spec.placement == "none":
         return None
-    normalization = {"z": None, "layer_norm": "layer"}[spec.loss_input]
-    if spec.placement == "intermediate":
-        normalization = "batch"
     return GRWRegularizer(
         window=spec.window,
         alpha=spec.alpha,
         weight=spec.grw_weight,
         orderings=spec.orderings,
-        normalization=normalization,
+        normalization=loss_normalization(spec),
         # Replicas count windows together: masks may leave them different numbers.
         synchronized=True,
         seed=spec.seed,

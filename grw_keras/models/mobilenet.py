@@ -82,10 +82,12 @@ class MobileNetBackbone(tf_keras.layers.Layer):
         self.shifted = residual_inputs(self.cnn) if spec.temporal_shift != "none" else frozenset()
         self.tapped = None
         if spec.placement == "intermediate":
-            names = [layer.name for layer in self.cnn.layers]
-            if spec.endpoint not in names[1:]:
+            # Layers of one input, which is what is smoothed; sums and products have two.
+            layers = self.cnn.layers[1:]
+            names = [layer.name for layer in layers if not isinstance(layer.input, list)]
+            if spec.endpoint not in names:
                 raise ValueError(
-                    f"`endpoint` must be one of {', '.join(names[1:])}. Received: {spec.endpoint!r}"
+                    f"`endpoint` must be one of {', '.join(names)}. Received: {spec.endpoint!r}"
                 )
             self.tapped = spec.endpoint
 

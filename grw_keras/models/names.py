@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+BATCH_NORM_EPSILON = 1e-3  # of the official MoViNets
 _BLOCK = re.compile(r"\bb(\d+)/l(\d+)\b")
 _PLACE = re.compile(
     r"(?:^|/)(?:"

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 import grw_keras
+from grw_keras import atomic
 from grw_keras.models.spec import ModelSpec
 
 FORMAT_VERSION = 1
@@ -49,15 +48,15 @@ def save_pretrained(model, folder, tensors: Mapping[str, np.ndarray] | None = No
         raise NotADirectoryError(f"`folder` must be a folder. Received: the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(weights_of(model) if tensors is None else tensors)
-    _write(folder / WEIGHTS, lambda path: safetensors.numpy.save_file(tensors, path))
+    with atomic.replacing(folder / WEIGHTS) as temporary:
+        safetensors.numpy.save_file(tensors, temporary)
     if model.labels is None:
         (folder / LABELS).unlink(missing_ok=True)
     else:
         lines = "".join(f"{label}\n" for label in model.labels)
-        _write(folder / LABELS, lambda path: path.write_text(lines, encoding="utf-8"))
-    _write(folder / CARD, lambda path: path.write_text(_card(model), encoding="utf-8"))
-    spec = json.dumps(_description(model), indent=2) + "\n"
-    _write(folder / SPEC, lambda path: path.write_text(spec, encoding="utf-8"))
+        atomic.write_text(folder / LABELS, lines)
+    atomic.write_text(folder / CARD, _card(model))
+    atomic.write_text(folder / SPEC, json.dumps(_description(model), indent=2) + "\n")
 
 
 def is_pretrained(folder: Path) -> bool:
@@ -164,15 +163,3 @@ model = zoo.load("path/of/this/folder")
 logits = model(clips)
 ```
 """
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside `path`, then renames, so that no half-written file has its name."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

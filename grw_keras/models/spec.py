@@ -1,10 +1,11 @@
 """ModelSpec: everything that defines a model, as plain data."""
 
 import dataclasses
-import difflib
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from grw_keras.hints import did_you_mean
 
 # Width of each backbone's per-frame features: the MoViNets' head projection (official
 # BLOCK_SPECS), and MobileNetV3's last convolution, "Conv_1". Both leave out the wider hidden
@@ -249,8 +250,7 @@ def check_fields(names: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(ModelSpec)]
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(name, known)
             raise TypeError(
                 f"{hint}ModelSpec has the fields {', '.join(known)}. Received: {name!r}"
             )

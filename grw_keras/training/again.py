@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -72,34 +72,35 @@ def evaluate_again(
     Raises:
         As `load_model` and `open_data`; ValueError: no such split.
     """
-    taken = open_split(path, data, split, annotations=annotations, workers=workers)
-    folder, store = taken.folder, taken.store
-    report: Path | None
-    if folder.started():
-        report = folder.path / f"report_{split}.html"
-        evaluation = concluding.conclude(
-            folder,
-            taken.recipe,
-            store,
-            split,
-            history=listening.read_history(folder.history),
-            data=str(data),
-            command=command,
-            bad=taken.bad,
-            report=report,
-        )
-    else:
-        report = None if json_path is None else Path(json_path)
-        evaluation, _ = evaluate(
-            taken.model,
-            store,
-            data=str(data),
-            split=split,
-            weights=str(path),
-            command=command,
-            processes=taken.recipe.data.workers,
-            bad=taken.bad,
-        )
+    opened = open_split(path, data, split, annotations=annotations, workers=workers)
+    with opened as taken:
+        folder, store = taken.folder, taken.store
+        report: Path | None
+        if folder.started():
+            report = folder.path / f"report_{split}.html"
+            evaluation = concluding.conclude(
+                folder,
+                taken.recipe,
+                store,
+                split,
+                history=listening.read_history(folder.history),
+                data=str(data),
+                command=command,
+                bad=taken.bad,
+                report=report,
+            )
+        else:
+            report = None if json_path is None else Path(json_path)
+            evaluation, _ = evaluate(
+                taken.model,
+                store,
+                data=str(data),
+                split=split,
+                weights=str(path),
+                command=command,
+                processes=taken.recipe.data.workers,
+                bad=taken.bad,
+            )
     if json_path is not None:
         results.write_json(Path(json_path), evaluation)
     return evaluation, report
@@ -116,6 +117,7 @@ class Taken:
     bad: tuple[BadVideo, ...]
 
 
+@contextlib.contextmanager
 def open_split(
     path: str | os.PathLike,
     data: str | os.PathLike,
@@ -123,8 +125,11 @@ def open_split(
     *,
     annotations: Sequence[str | os.PathLike] = (),
     workers: int | None = None,
-) -> Taken:
-    """A run, or any model, and one split of data; arguments and errors of `evaluate_again`."""
+) -> Iterator[Taken]:
+    """A run, or any model, and one split of data; arguments and errors of `evaluate_again`.
+
+    What is written for a model that isn't a run is kept for as long as the context.
+    """
     folder = RunFolder.at(path)
     model, _ = load_model(path)
     is_run = folder.started()
@@ -146,17 +151,17 @@ def open_split(
             known=folder.read_splits() if is_run else None,
             only=[split],
         )
-    if split not in opened.stores:
-        raise ValueError(
-            f"`split` must be one of {', '.join(opened.clips.splits())}. Received: {split!r}"
+        if split not in opened.stores:
+            raise ValueError(
+                f"`split` must be one of {', '.join(opened.clips.splits())}. Received: {split!r}"
+            )
+        yield Taken(
+            folder=folder,
+            model=model,
+            recipe=wanted,
+            store=opened.stores[split],
+            bad=opened.bad_of(split),
         )
-    return Taken(
-        folder=folder,
-        model=model,
-        recipe=wanted,
-        store=opened.stores[split],
-        bad=opened.bad_of(split),
-    )
 
 
 def centre_clips(taken: Taken, most: int | None = None) -> tf.data.Dataset:

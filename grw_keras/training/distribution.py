@@ -17,19 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
-from grw_keras.training.cluster import Cluster, cluster_from_environment
-
-__all__ = [
-    "Cluster",
-    "Share",
-    "agree",
-    "barrier",
-    "cluster_from_environment",
-    "is_chief",
-    "same_everywhere",
-    "share",
-    "strategy",
-]
+from grw_keras.training.cluster import Cluster
 
 
 @dataclasses.dataclass(frozen=True)

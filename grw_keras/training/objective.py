@@ -49,18 +49,9 @@ class SmoothedCrossEntropy(tf_keras.losses.Loss):
 
 
 def optimizer(settings: TrainingPart, steps: int):
-    """The recipe's optimiser, with both learning rates along a cosine over `steps`.
-
-    Raises:
-        ValueError: learning rates whose cosines differ in form.
-    """
-    (first, last), (head_first, head_last) = settings.backbone_rate, settings.head_rate
-    if abs(head_first * last - head_last * first) > 1e-6 * head_first * first:
-        raise ValueError(
-            "`backbone_rate` and `head_rate` must fall by the same factor. "
-            f"Received: {settings.backbone_rate} and {settings.head_rate}"
-        )
-    kwargs: dict[str, Any] = {"head_factor": head_first / first}
+    """The recipe's optimiser, with both learning rates along a cosine over `steps`."""
+    first, last = settings.backbone_rate
+    kwargs: dict[str, Any] = {"head_factor": settings.head_rate[0] / first}
     if settings.optimizer != "adam":
         kwargs["weight_decay"] = settings.weight_decay
     if settings.clip_norm is not None:

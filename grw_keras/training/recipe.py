@@ -55,9 +55,14 @@ class ModelPart(Part):
         except ValueError as error:
             raise ValueError(f"`model.name`: {error}") from error
         try:
-            spec.replace(self.spec)
+            spec = spec.replace(self.spec)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`model.spec`: {error}") from error
+        if spec.placement != "none" and spec.frames < spec.window:
+            raise ValueError(
+                f"`model.spec.frames` must be at least the {spec.window} frames of the loss's "
+                f"window. Received: {spec.frames}"
+            )
 
 
 def _usual_augmentation() -> dict[str, Any]:
@@ -174,6 +179,10 @@ class TrainingPart(Part):
         self._require("precision", exact, "'float32' with quantization_aware")
         within = self.frozen_backbone_epochs <= self.epochs
         self._require("frozen_backbone_epochs", within, f"<= the {self.epochs} epochs")
+        (first, last), (head_first, head_last) = self.backbone_rate, self.head_rate
+        alike = abs(head_first * last - head_last * first) <= 1e-6 * head_first * first
+        fall = f"falling by the same factor as the backbone's, {first:g} to {last:g}"
+        self._require("head_rate", alike, fall)
         no_decay = self.optimizer != "adam" or self.weight_decay == 0
         self._require("weight_decay", no_decay, "0 with adam: adamw is adam with weight decay")
 
@@ -291,34 +300,35 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
     return changes
 
 
-def differences(old: Recipe, new: Recipe, ignore: Collection[str] = ()) -> list[str]:
-    """What differs, as lines like "training.epochs: 14 → 20".
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: Collection[str] = ()
+) -> list[str]:
+    """What differs between two pieces of plain data, as lines like "training.epochs: 14 → 20".
 
     Args:
-        old: the recipe before.
-        new: the recipe after.
+        old: what `to_dict` gives, or other mappings of what JSON knows; tuples count as lists.
+        new: the same.
         ignore: dotted keys that may differ, such as `HARMLESS`.
     """
-    before, after = (dict(_leaves(to_dict(recipe))) for recipe in (old, new))
-    lines = []
-    for key in {**before, **after}:
-        ignored = any(key == other or key.startswith(f"{other}.") for other in ignore)
-        if not ignored and (key in before, before.get(key)) != (key in after, after.get(key)):
-            lines.append(f"{key}: {_shown(before, key)} → {_shown(after, key)}")
-    return lines
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{key}: {before.get(key, _NOT_SET)} → {after.get(key, _NOT_SET)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+        and not any(key == other or key.startswith(f"{other}.") for other in ignore)
+    ]
 
 
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-    return json.dumps(leaves[key], ensure_ascii=False, default=str) if key in leaves else "not set"
+_NOT_SET = "not set"
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted key, value) of all that is no mapping."""
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """(dotted key, value as JSON) of all that is no mapping."""
     for key, value in data.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _part(cls, data: Any, key: str):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grw_keras import strict_yaml
+from grw_keras.data.opening import CACHES
+from grw_keras.data.sampling import SHORT
 
 _TYPES = {
     str: "text",
@@ -38,9 +40,9 @@ _FALLING: _Rule = (
 _RULES: dict[str, _Rule] = {
     "model.weights": (bool, "a name, a path, an address or null"),
     "model.num_classes": _at_least(1),
-    "data.short": _one_of("loop", "pad"),
+    "data.short": _one_of(*SHORT),
     "data.holdout": _SHARE,
-    "data.cache": _one_of("auto", "memory", "disk", "none"),
+    "data.cache": _one_of(*CACHES),
     "data.workers": _at_least(0),
     "data.max_bad_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "data.source_fps": _POSITIVE,

@@ -21,9 +21,11 @@ class RunFolder:
     """Paths in a run's folder.
 
     `recipe.yaml`, all that the run was told; `clips.csv`, every clip with its split;
-    `bad_videos.csv`; `checkpoints/`; `history.csv`, a row for each epoch; `tensorboard/`; `best/`,
-    with early stopping; `model/`, what `zoo.load` reads; `results_SPLIT.json` and
-    `report.html`.
+    `bad_videos.csv`; `scan.json`, what is known of the videos; `frames/`, with `cache: disk`, or
+    `records/`, of a TFDS data set; `checkpoints/`; `history.csv`, a row for each epoch;
+    `tensorboard/`; `best/`, with early stopping; `model/`, what `zoo.load` reads;
+    `results_SPLIT.json`; `report.html` with `images/`, of evaluations of another split
+    `report_SPLIT.html` with `report_SPLIT_images/`, and in `evaluation/` what was opened for them.
     """
 
     path: Path
@@ -48,10 +50,6 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     @property
     def best(self) -> Path:
@@ -123,7 +121,9 @@ def check(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
             f"There is a run in {folder.path} already: go on with it by --resume, or choose "
             "another folder"
         )
-    changed = recipe.differences(folder.read_recipe(), wanted, ignore=recipe.HARMLESS)
+    changed = recipe.differences(
+        recipe.to_dict(folder.read_recipe()), recipe.to_dict(wanted), ignore=recipe.HARMLESS
+    )
     if changed:
         raise ValueError(
             "To resume, the recipe must be the run's own; start a new run for another. "

@@ -1,7 +1,6 @@
 """Everything of a training that changes, as arrays by name: what a checkpoint holds."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,31 +94,6 @@ def is_finite(arrays: Mapping[str, np.ndarray]) -> bool:
         for array in of_model(arrays).values()
         if np.issubdtype(array.dtype, np.floating)
     )
-
-
-def differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """What differs between two pieces of plain data, as lines like "recipe.model.name: 'a' → 'b'".
-
-    Tuples count as the lists that JSON makes of them.
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            line
-            for key in {**old, **new}
-            for line in differences(
-                old.get(key, _MISSING), new.get(key, _MISSING), f"{place}.{key}".lstrip(".")
-            )
-        ]
-    same = old is new or (_MISSING not in (old, new) and json.dumps(old) == json.dumps(new))
-    return [] if same else [f"{place}: {old!r} → {new!r}"]
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "not set"
-
-
-_MISSING = _Missing()
 
 
 def _loss_scale(optimizer) -> list[tf.Variable]:

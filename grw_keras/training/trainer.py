@@ -19,7 +19,7 @@ from grw_keras.training.averaging import Average
 from grw_keras.training.checkpoint_files import DiskFullError
 from grw_keras.training.distribution import agree, is_chief, same_everywhere
 from grw_keras.training.listening import Listener, Listeners, is_disk_full
-from grw_keras.training.recipe import TrainingPart
+from grw_keras.training.recipe import TrainingPart, differences
 
 log = logging.getLogger("grw_keras")
 
@@ -355,7 +355,7 @@ class Trainer:
         if checkpoint is None:
             log.warning("No checkpoint in %s: starting from the beginning", self.folder)
             return
-        changed = state.differences(checkpoint.state["identity"], self.identity)
+        changed = differences(checkpoint.state["identity"], self.identity)
         if changed:
             shown = [*changed[:MOST_SHOWN], *(["…"] if len(changed) > MOST_SHOWN else [])]
             raise ValueError(

@@ -65,7 +65,9 @@ class Source:
             raise ValueError(f"`url` must be hf://owner/repo/file. Received: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"`sha256` must be 64 hexadecimal digits. Received: {self.sha256!r}")
-        if self.size_bytes is not None and not (type(self.size_bytes) is int and self.size_bytes):
+        if self.size_bytes is not None and not (
+            type(self.size_bytes) is int and self.size_bytes > 0
+        ):
             raise ValueError(f"`size_bytes` must be positive. Received: {self.size_bytes!r}")
         if ".." in self.relative.parts or self.relative.name != self.name or not self.name:
             raise ValueError(f"`url` and `file` must name one file. Received: {self}")

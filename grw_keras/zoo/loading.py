@@ -1,5 +1,6 @@
 """load: a name, and weights from wherever they are, to a compiled model."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,11 +159,10 @@ def _weights(name: str, weights, ema: bool | None) -> Imported:
         name, text = text, DEFAULT_WEIGHTS
     entry = manifest.find(name, text)
     imported = read_weights(download.fetch(entry).path, ema=ema)
-    return Imported(
-        tensors=imported.tensors,
+    return dataclasses.replace(
+        imported,
         spec={**imported.spec, **entry.spec},
-        labels=imported.labels,
-        notes=imported.notes,
+        assumed=tuple(field for field in imported.assumed if field not in entry.spec),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from grw_keras.models.names import BATCH_NORM_EPSILON
 from grw_keras.models.spec import ModelSpec
 from grw_keras.zoo.importers import Imported
 from grw_keras.zoo.importers.conv_forms import convert_conv_type
@@ -20,7 +21,8 @@ _FIXED = ("activation", "gating_activation", "se_type", "frozen_batch_norm")
 _FIXED_BY_HEAD = ("classifier_activation", "embed_dim", "head_depth", "head_heads", "head_mlp")
 _MLP = re.compile(r"(transformer/layer\d+/mlp_)hidden/kernel")
 _RGB_STEM = "backbone/Conv/kernel"
-_FOLDED_VARIANCE = 1 - 1e-3  # what importers give a folded batch norm: epsilon makes it 1
+# What importers give a folded batch norm: epsilon makes it 1.
+_FOLDED_VARIANCE = 1 - BATCH_NORM_EPSILON
 
 
 class WeightsMismatchError(ValueError):

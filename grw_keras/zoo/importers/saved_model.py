@@ -65,7 +65,7 @@ def _folder(path: Path) -> Path:
         raise FileNotFoundError(f"A SavedModel is a folder with {_FILE}. Received: {path}")
     if (path / _FILE).is_file():
         return path
-    nested = sorted(file.parent for file in path.glob(f"*/{_FILE}"))
+    nested = sorted(file.parent for file in path.rglob(_FILE))
     if not nested:
         raise FileNotFoundError(
             f"A SavedModel is a folder with {_FILE}. Received: {path} without one; unpack an "

@@ -10,6 +10,7 @@ import os
 import numpy as np
 from official.projects.movinet.modeling.movinet import BLOCK_SPECS
 
+from grw_keras.models.names import BATCH_NORM_EPSILON
 from grw_keras.models.spec import MOVINETS
 from grw_keras.zoo.importers import Imported
 from grw_keras.zoo.importers.tflite_convolution import (
@@ -22,7 +23,6 @@ from grw_keras.zoo.importers.tflite_convolution import (
 from grw_keras.zoo.importers.tflite_graph import Graph, TFLiteError, read_graph
 from grw_keras.zoo.importers.tflite_layers import Block, block, running_mean, variable_sum
 
-_EPSILON = 1e-3  # of the official builder's batch norms
 _KNOWN = {model: BLOCK_SPECS[model.removeprefix("movinet_")] for model in MOVINETS}
 
 
@@ -265,7 +265,7 @@ def _folded(prefix: str, convolution: Convolution, suffix: str = "") -> dict[str
         f"{prefix}/bn{suffix}/gamma": np.ones_like(beta),
         f"{prefix}/bn{suffix}/beta": beta,
         f"{prefix}/bn{suffix}/moving_mean": np.zeros_like(beta),
-        f"{prefix}/bn{suffix}/moving_variance": np.full_like(beta, 1 - _EPSILON),
+        f"{prefix}/bn{suffix}/moving_variance": np.full_like(beta, 1 - BATCH_NORM_EPSILON),
     }
 
 

@@ -42,7 +42,13 @@ async function openModel(name: string, read: () => Promise<ArrayBuffer>): Promis
   try {
     const file = new Uint8Array(await read());
     const description = await readDescription(file);
-    model = { description, session: new StreamSession(await compile(file), description) };
+    const graph = await compile(file);
+    try {
+      model = { description, session: new StreamSession(graph, description) };
+    } catch (error) {
+      graph.delete();
+      throw error;
+    }
     const { labels, fps } = description;
     view.showModel(`${description.name}: ${labels.length} classes, ${fps} frames a second`);
   } catch (error) {

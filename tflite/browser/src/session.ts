@@ -69,8 +69,15 @@ export class StreamSession {
   async step(frame: Picture): Promise<Float32Array> {
     const image = this.graph.tensor(this.preprocess.prepare(frame), this.imageShape);
     const feeds = { [IMAGE]: image, ...this.states };
-    const { [LOGITS]: logits, ...states } = await this.graph.run(feeds);
+    let answers: Record<string, Tensor>;
+    try {
+      answers = await this.graph.run(feeds);
+    } catch (error) {
+      image.delete(); // the states stay for the next frame
+      throw error;
+    }
     deleteAll(feeds);
+    const { [LOGITS]: logits, ...states } = answers;
     this.states = states;
     const probabilities = this.smoother.add(softmax(logits.toTypedArray()));
     logits.delete();

@@ -13,6 +13,10 @@ class LiteRtModel(file: ByteBuffer) : Signature, Closeable {
     init {
         try {
             interpreter = Interpreter(file)
+        } catch (e: IllegalArgumentException) {
+            throw BadModelException("LiteRT can't load the file: ${e.message}", e)
+        }
+        try {
             inputs = interpreter.getSignatureInputs(KEY).associate {
                 it to interpreter.getInputTensorFromSignature(it, KEY).shape()
             }
@@ -20,7 +24,8 @@ class LiteRtModel(file: ByteBuffer) : Signature, Closeable {
                 it to interpreter.getOutputTensorFromSignature(it, KEY).shape()
             }
         } catch (e: IllegalArgumentException) {
-            throw BadModelException("LiteRT can't load the file: ${e.message}", e)
+            interpreter.close()
+            throw BadModelException("LiteRT can't read the file's signature: ${e.message}", e)
         }
     }
 
