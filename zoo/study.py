@@ -21,7 +21,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
@@ -31,10 +31,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from grw_keras.data.stores import FrameStore
 from grw_keras.evaluation import metrics
 from grw_keras.evaluation.evaluating import frames_to_ask, order_accuracy, sampling_of
 from grw_keras.evaluation.predictions import Predictor
 from grw_keras.evaluation.results import summarize
+from grw_keras.models.classifier import VideoClassifier
 from grw_keras.training import objective, recipe
 from grw_keras.training.assembly import expected_spec, make_feed, make_model, open_run_data
 
@@ -54,6 +56,7 @@ WEIGHTS = (0.03, 0.1, 0.3)  # λ, in tuning
 CSV = Path(__file__).parent / "results" / "study.csv"
 
 Row = Mapping[str, str]
+Watch = Callable[[VideoClassifier, FrameStore], tf_keras.callbacks.Callback]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,8 +202,15 @@ def _sequence(path: Path) -> str:
     return re.search(r"seq\d+", path.name)[0]
 
 
-def carry_out(run: Run, data: Path, weights: Path) -> dict[str, str]:
-    """Trains and tests; the run's row. To be called in a process that has done nothing else."""
+def carry_out(run: Run, data: Path, weights: Path, watch: Watch | None = None) -> dict[str, str]:
+    """Trains and tests; the run's row. To be called in a process that has done nothing else.
+
+    Args:
+        run: what to do.
+        data: folder of the videos.
+        weights: file to start from.
+        watch: makes a callback of the training, of the model and the store of its clips.
+    """
     start = time.perf_counter()
     wanted = run.recipe(weights)
     tf_keras.utils.set_random_seed(run.seed)
@@ -216,7 +226,8 @@ def carry_out(run: Run, data: Path, weights: Path) -> dict[str, str]:
         feed = make_feed(wanted, model.spec, opened, tf.distribute.get_strategy())
         steps = feed.plan.steps(wanted.training.epochs)
         objective.compile_model(model, wanted.training, steps)
-        model.fit(feed.batches(0), steps_per_epoch=steps, verbose=0)
+        callbacks = [] if watch is None else [watch(model, opened.stores["train"])]
+        model.fit(feed.batches(0), steps_per_epoch=steps, verbose=0, callbacks=callbacks)
         measured = test(model, opened.stores["test"])
     return {
         "name": run.name,
@@ -226,7 +237,7 @@ def carry_out(run: Run, data: Path, weights: Path) -> dict[str, str]:
     }
 
 
-def test(model, store) -> dict[str, str]:
+def test(model: VideoClassifier, store: FrameStore) -> dict[str, str]:
     """A model's numbers on clips; what it has none of is empty."""
     spec = model.spec
     predictor = Predictor(model, frames_to_ask(spec.frames))
