@@ -28,7 +28,9 @@ def movinet_backbone(pooling="2d", **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("endpoint", ["head", "block2_layer1"])
+@pytest.mark.parametrize(
+    "endpoint", ["block2_layer1", pytest.param("head", marks=pytest.mark.exhaustive)]
+)
 def test_official_movinet_trains_with_the_regulariser(endpoint):
     base = movinet_backbone()
     before = base.get_weights()

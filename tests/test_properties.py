@@ -109,7 +109,10 @@ def test_gradient_is_the_slope_of_the_loss(seed, window):
     assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("window", WINDOWS_OF_THEOREM_1)
+@pytest.mark.parametrize(
+    "window",
+    [pytest.param(t, marks=[pytest.mark.exhaustive] * (t > 10)) for t in WINDOWS_OF_THEOREM_1],
+)
 def test_optimal_radius_is_within_the_bound_of_theorem_1(window):
     result = smallest_loss(window)
     bound = math.sqrt(2 * (window - 1) * (math.log(math.factorial(window - 1)) + (window - 1) / 2))

@@ -45,8 +45,8 @@ def exported(official_checkpoints, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["stream", pytest.param("base", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # the official exporter takes minutes
+@pytest.mark.parametrize("name", ["stream", "base"])
 def test_official_export_holds_what_its_checkpoint_held(official_checkpoints, exported, name):
     imported = saved_model.read(exported(name))
     checkpoint = tf_checkpoint.read(official_checkpoints(name))
