@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | lint | bench | constraints
+# make demo | test | test-fast | test-all | coverage | lint | bench | constraints
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist loadgroup
 EDITABLE := --config-settings editable_mode=compat
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-fast test-all lint bench constraints
+.PHONY: demo test test-fast test-all coverage lint bench constraints
 
 demo: $(READY)
 	$(PY) zoo/demo.py --out runs/demo
@@ -21,6 +21,9 @@ test-fast: $(READY)
 
 test-all: $(READY)
 	$(PYTEST)
+
+coverage: $(READY)
+	$(PYTEST) -m "not exhaustive" --cov
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -89,6 +89,8 @@ def test_the_whole_study_has_every_part(page, rows):
         if line.startswith("| final GRW − attention only")
     ]
     assert line.endswith("| better |")
+    assert "## In short" in text
+    assert "| T 10, exact − as tuned | 4 |" in text
     for value in ("10, exact", "10, sampled", "layer_norm", "0.25", "as tuned"):
         assert f"| {value} | 4 |" in text
     assert "| 1.500 ± 0.000 |" in text  # acceleration over speed
@@ -97,7 +99,7 @@ def test_the_whole_study_has_every_part(page, rows):
 def test_a_study_at_its_beginning_says_so(page, rows):
     text = "\n".join(page.lines(rows[:3]))
     assert "not complete: 3 runs are done" in text
-    for absent in ("## All training clips", "frames seen", "One change"):
+    for absent in ("## In short", "## All training clips", "frames seen", "One change"):
         assert absent not in text
 
 
@@ -109,3 +111,12 @@ def test_the_figure_has_the_mean_of_each_model_in_each_panel(page, rows):
     top1 = [float(row["top1"]) for row in page.chosen(rows, wanted)]
     assert list(line.get_xdata()) == [1, 2, 3, 4, 5, 7, 10]
     assert line.get_ydata()[-1] == pytest.approx(np.mean(top1), abs=1e-4)
+
+
+def test_pulls_are_told_with_their_weight(page):
+    row = dict.fromkeys(("cross_entropy", "ordering", "speed", "rms_z", "mean_speed"), "2")
+    row |= {"weight": "0.1", "step": "15", "pull_entropy": "0.5", "pull_grw": "3"}
+    row |= {"shrinking": "0.25", "acceleration_over_speed": "1.25"}
+    text = "\n".join(page.pulls([row]))
+    assert "| 0.1 | 15 | 2 | 2 | 2 | 0.5 | 0.3 | 25% | 2 | 2 | 1.250 |" in text
+    assert list(page.pulls([])) == []

@@ -1,14 +1,15 @@
 """The study's page, from the rows that there are by now.
 
-    python zoo/study_page.py      # zoo/results/study.csv → study.md, study_frames.png
+    python zoo/study_page.py      # zoo/results/study*.csv → study.md, study_frames.png
 
+What was found, in words, is in zoo/study_findings.md and goes to the page as it is.
 Differences are paired: two models on the same fold, seed and training clips. Their 95 % intervals
 are Student's, over those pairs; runs on the same clips are not independent of each other, so the
 intervals are rather too narrow than too wide.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,8 +21,11 @@ from study import CSV, FOLDS, MODELS, SMOOTHED, Row, plan, read, tuned
 
 from grw_keras import figures
 
-BASELINES = ("attention only", "official classifier")
 FINAL = "final GRW"
+# Each smoothed model's equal without smoothing.
+OWN = {FINAL: "attention only", "intermediate GRW": "official classifier"}
+FINDINGS = Path(__file__).with_name("study_findings.md")
+SCALES = CSV.with_name("study_scales.csv")
 # Titles of the parts that compare all models, and of those that change one thing of the final GRW.
 COMPARISONS = {
     "All training clips": {"part": "main"},
@@ -38,11 +42,12 @@ def main() -> int:
     rows = read(CSV)
     if chosen(rows, SEEN[0][1]):
         figures.save_png(CSV.with_name("study_frames.png"), frames_figure(rows))
-    Path(CSV.with_name("study.md")).write_text("\n".join(lines(rows)) + "\n", encoding="utf-8")
+    text = "\n".join(lines(rows, read(SCALES)))
+    CSV.with_name("study.md").write_text(text + "\n", encoding="utf-8")
     return 0
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
+def lines(rows: Sequence[Row], scales: Sequence[Row] = ()) -> Iterator[str]:
     """The page from top to bottom."""
     yield "# GRW-smoothing on real video: UT-Interaction\n"
     yield (
@@ -55,11 +60,15 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         "again and compares. This page: `python zoo/study_page.py`.\n"
     )
     yield from progress(rows)
+    yield from summary(rows)
+    if FINDINGS.exists():
+        yield FINDINGS.read_text(encoding="utf-8")
     yield from tuning(rows)
     for title, wanted in COMPARISONS.items():
         yield from comparison(title, rows, wanted)
     yield from seen_frames(rows)
     yield from ablations(rows)
+    yield from pulls(scales)
 
 
 def progress(rows: Sequence[Row]) -> Iterator[str]:
@@ -72,6 +81,25 @@ def progress(rows: Sequence[Row]) -> Iterator[str]:
         f"**The study is not complete: {len(rows)} runs are done.** Runs of tuned models are "
         f"planned once their tuning is done; planned by now and missing: {len(left)}.\n"
     )
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """What smoothing changed, in one table."""
+    found = []
+    for title, wanted in COMPARISONS.items():
+        part = chosen(rows, wanted)
+        asked = [("top1", title)]
+        if "frames" not in wanted:
+            asked += [(f"seen{n}", f"{title}, answers after {n} frames") for n in (5, 3)]
+        for key, name in asked:
+            differences = [pairs(part, model, equal, key) for model, equal in OWN.items()]
+            if all(len(values) > 1 for values in differences):
+                cells = [f"{told(d, 100, ' points')}: {verdict(d)}" for d in differences]
+                found.append([name, *cells])
+    if found:
+        yield "## In short\n"
+        yield "Top-1 of each smoothed model minus its equal without smoothing, on the other set.\n"
+        yield from table(["", *(f"{model} − {equal}" for model, equal in OWN.items())], found)
 
 
 def tuning(rows: Sequence[Row]) -> Iterator[str]:
@@ -95,16 +123,18 @@ def comparison(title: str, rows: Sequence[Row], wanted: Row) -> Iterator[str]:
     yield from means({model: chosen(part, {"model": model}) for model in MODELS}, "model")
     yield "Differences, with 95 % intervals over pairs of the same fold and seed:\n"
     found = []
-    for baseline in BASELINES:
-        for model in MODELS:
-            if model == baseline or (baseline, model) == BASELINES:
-                continue
-            top1 = pairs(part, model, baseline, "top1")
-            if len(top1) > 1:
-                nll = pairs(part, model, baseline, "nll")
-                cells = [told(top1, 100, " points"), told(nll, 1, ""), verdict(top1)]
-                found.append([f"{model} − {baseline}", str(len(top1)), *cells])
-    yield from table(["", "pairs", "top-1", "cross-entropy", "top-1 in words"], found)
+    for model, baseline in (
+        *OWN.items(),
+        (FINAL, "official classifier"),
+        ("attention only", "official classifier"),
+    ):
+        top1 = pairs(part, model, baseline, "top1")
+        if len(top1) > 1:
+            nll, ratio = (pairs(part, model, baseline, key) for key in ("nll", "ratio"))
+            cells = [told(top1, 100, " points"), told(nll, 1, ""), told(ratio, 1, "")]
+            found.append([f"{model} − {baseline}", str(len(top1)), *cells, verdict(top1)])
+    heading = ["", "pairs", "top-1", "cross-entropy", "acceleration / speed", "top-1 in words"]
+    yield from table(heading, found)
 
 
 def seen_frames(rows: Sequence[Row]) -> Iterator[str]:
@@ -121,11 +151,11 @@ def seen_frames(rows: Sequence[Row]) -> Iterator[str]:
     for title, wanted in SEEN:
         part = chosen(rows, wanted)
         for frames in (3, 5):
-            for model in (*SMOOTHED, "official classifier"):
-                differences = pairs(part, model, "attention only", f"seen{frames}")
+            for model, equal in OWN.items():
+                differences = pairs(part, model, equal, f"seen{frames}")
                 if len(differences) > 1:
                     cells = [told(differences, 100, " points"), verdict(differences)]
-                    found.append([title, str(frames), f"{model} − attention only", *cells])
+                    found.append([title, str(frames), f"{model} − {equal}", *cells])
     yield from table(["trained on", "frames seen", "", "top-1", "in words"], found)
 
 
@@ -146,9 +176,53 @@ def ablations(rows: Sequence[Row]) -> Iterator[str]:
             groups.setdefault(value, []).append(row)
         if changed:
             yield from means(groups, label)
+            yield from differences_to(groups["as tuned"], groups, label)
 
 
-def means(groups: dict[str, list[Row]], label: str) -> Iterator[str]:
+def differences_to(
+    base: Sequence[Row], groups: Mapping[str, Sequence[Row]], label: str
+) -> Iterator[str]:
+    """Each group against the unchanged runs of the same folds and seeds."""
+    found = []
+    for name, changed in groups.items():
+        if changed is base:
+            continue
+        both = [{**row, "model": "base"} for row in base] + [{**r, "model": name} for r in changed]
+        top1, ratio = (pairs(both, name, "base", key) for key in ("top1", "ratio"))
+        if len(top1) > 1:
+            cells = [told(top1, 100, " points"), told(ratio, 1, ""), verdict(top1)]
+            found.append([f"{label} {name} − as tuned", str(len(top1)), *cells])
+    yield from table(["", "pairs", "top-1", "acceleration / speed", "top-1 in words"], found)
+
+
+def pulls(scales: Sequence[Row]) -> Iterator[str]:
+    """The two losses as the final GRW trains, of study_scales.csv."""
+    if not scales:
+        return
+    yield "## The two losses against each other\n"
+    yield (
+        "Final GRW on set1, tuned as above but for λ, seed 0; all training clips as in evaluation, "
+        "before the first step and after some. Pulls are norms of gradients by a clip's Z, of the "
+        "cross-entropy and of λ · L_smooth; shrinking: the share of the latter's square that only "
+        "moves Z to its mean over the clip. Rows: [study_scales.csv](study_scales.csv), by `python "
+        "zoo/study_scales.py --data … --weights …`.\n"
+    )
+    found = []
+    for row in scales:
+        weight = float(row["weight"])
+        pull = weight * float(row["pull_grw"])
+        cells = [f"{weight:g}", row["step"]]
+        cells += [f"{float(row[key]):.3g}" for key in ("cross_entropy", "ordering", "speed")]
+        cells += [f"{float(row['pull_entropy']):.3g}", f"{pull:.3g}"]
+        cells += [f"{float(row['shrinking']):.0%}"]
+        cells += [f"{float(row[key]):.3g}" for key in ("rms_z", "mean_speed")]
+        found.append([*cells, f"{float(row['acceleration_over_speed']):.3f}"])
+    heading = ["λ", "step", "cross-entropy", "ordering term", "speed term", "pull of cross-entropy"]
+    heading += ["pull of λ · L_smooth", "shrinking", "RMS of Z", "mean speed"]
+    yield from table([*heading, "acceleration / speed"], found)
+
+
+def means(groups: Mapping[str, Sequence[Row]], label: str) -> Iterator[str]:
     heading = [label, "runs", "top-1", "cross-entropy", "ECE", "acceleration / speed", "order"]
     found = []
     for name, rows in groups.items():
@@ -203,6 +277,8 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def told(differences: np.ndarray, factor: float, unit: str) -> str:
+    if len(differences) < 2:
+        return ""
     low, high = interval(factor * differences)
     return f"{factor * differences.mean():+.2f}{unit} ({low:+.2f} to {high:+.2f})"
 
