@@ -175,8 +175,8 @@ def test_a_table_of_other_columns_is_left_alone(files, tmp_path, capsys, monkeyp
     command = ["benchmark", str(files / "plain.tflite"), "--csv", str(table)]
     assert cli.main(command) == 1
     assert "Received: " in (told := capsys.readouterr().err)
-    assert told.endswith("with date,model\n")
-    with pytest.raises(ValueError, match="with date,model"):
+    assert told.endswith("date,model\n")
+    with pytest.raises(ValueError, match="Received: date,model"):
         measurement.append_rows(table, [])
     assert table.read_text() == "date,model\n"
 

@@ -60,7 +60,8 @@ def main() -> None:
     for run in sorted(path for path in options.runs.iterdir() if (path / "model").is_dir()):
         if run.name not in done:
             rows = rows_of(run, options.data)
-            _append(options.csv, rows)
+            columns = [field.name for field in dataclasses.fields(Row)]
+            csv_table.append(options.csv, columns, map(dataclasses.asdict, rows))
             print(*rows, sep="\n", flush=True)
 
 
@@ -136,17 +137,6 @@ def _done(path: Path) -> set[str]:
         return set()
     with path.open(encoding="utf-8", newline="") as file:
         return {row["run"] for row in csv.DictReader(file)}
-
-
-def _append(path: Path, rows: list[Row]) -> None:
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(
-            file, [f.name for f in dataclasses.fields(Row)], lineterminator="\n"
-        )
-        if new:
-            writer.writeheader()
-        writer.writerows(map(dataclasses.asdict, rows))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from grw_keras import csv_table
 from grw_keras.data.stores import FrameStore
 from grw_keras.evaluation import metrics
 from grw_keras.evaluation.evaluating import frames_to_ask, order_accuracy, sampling_of
@@ -294,12 +295,7 @@ def read(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    csv_table.append(path, list(row), [row])
 
 
 def repeat(name: str, rows: Sequence[Row], data: Path, weights: Path) -> bool:

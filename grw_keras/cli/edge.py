@@ -112,10 +112,13 @@ def _benchmark(
     if profile < 0:
         raise ValueError(f"--profile must be at least 0. Received: {profile}")
     _require_runtime()
+    from grw_keras import csv_table
     from grw_keras.export import benchmark, measurement, operations
 
     if csv is not None:
-        measurement.rows_before(Path(csv))  # refuses another table before all the work
+        csv_table.text_of(
+            Path(csv), measurement.COLUMNS
+        )  # refuses another table before all the work
     measured = benchmark.benchmark(files, threads, frames=frames, warmup=warmup)
     if csv is not None:
         measurement.append_rows(Path(csv), measured)

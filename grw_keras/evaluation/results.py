@@ -1,18 +1,15 @@
 """What an evaluation found: as a value, as JSON, and as a row of a CSV."""
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
-from grw_keras import atomic
+from grw_keras import atomic, csv_table
 from grw_keras.data.scan import BadVideo
 from grw_keras.evaluation import metrics
 from grw_keras.hints import did_you_mean
@@ -219,24 +216,7 @@ def append_row(path: str | Path, evaluation: Evaluation) -> None:
     Raises:
         ValueError: the file has other columns.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        if before:
-            header = tuple(next(csv.reader(io.StringIO(before))))
-            if header != COLUMNS:
-                raise ValueError(
-                    f"{path} has other columns than this version writes: move it away, and a new "
-                    f"one is begun. Expected: {','.join(COLUMNS)}. Received: {','.join(header)}"
-                )
-            before += "" if before.endswith("\n") else "\n"
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        if not before:
-            writer.writeheader()
-        writer.writerow(_row(evaluation))
-        atomic.write_text(path, before + text.getvalue())
+    csv_table.append(Path(path), COLUMNS, [_row(evaluation)])
 
 
 def _row(e: Evaluation) -> dict[str, Any]:

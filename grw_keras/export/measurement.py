@@ -1,11 +1,10 @@
 """What was measured of a file: as a row of a CSV and of a table for the terminal."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from grw_keras import csv_table
 from grw_keras.export.operations import Profile
 
 
@@ -57,37 +56,13 @@ class Measurement:
 COLUMNS = tuple(field.name for field in dataclasses.fields(Measurement))
 
 
-def rows_before(path: Path) -> str:
-    """The text of a CSV that rows can be appended to; empty where there is none.
-
-    Raises:
-        ValueError: the file has other columns.
-    """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    header = next(csv.reader(io.StringIO(text)), list(COLUMNS))
-    if tuple(header) != COLUMNS:
-        raise ValueError(
-            f"csv must be a new file, or have the columns {','.join(COLUMNS)}: move it away. "
-            f"Received: {path}, with {','.join(header)}"
-        )
-    return text
-
-
 def append_rows(path: Path, measurements: Iterable[Measurement]) -> None:
     """Appends rows to a CSV with `COLUMNS`, which is made if absent.
 
     Raises:
         ValueError: the file has other columns.
     """
-    before = rows_before(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not before:
-            writer.writeheader()
-        elif not before.endswith("\n"):
-            file.write("\n")
-        writer.writerows(map(_row, measurements))
+    csv_table.append(path, COLUMNS, map(_row, measurements))
 
 
 def _row(measurement: Measurement) -> dict[str, object]:
