@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from grw_keras import csv_table
 from grw_keras.export import description, to_tflite
 from grw_keras.export.benchmark import benchmark
 from grw_keras.export.clips import take

@@ -116,9 +116,8 @@ def _benchmark(
     from grw_keras.export import benchmark, measurement, operations
 
     if csv is not None:
-        csv_table.text_of(
-            Path(csv), measurement.COLUMNS
-        )  # refuses another table before all the work
+        # Refuses another table before all the work.
+        csv_table.text_of(Path(csv), measurement.COLUMNS)
     measured = benchmark.benchmark(files, threads, frames=frames, warmup=warmup)
     if csv is not None:
         measurement.append_rows(Path(csv), measured)
