@@ -281,7 +281,7 @@ def test_override_changes_what_it_names_alone():
         "training.epochs=20",
         "model.spec.frames = 10",
         "data.augmentation.flip=false",
-        "training.head_rate=[1e-2, 0]",
+        "training.head_rate=[1e-2, 1e-4]",
         "data.cache=none",
         "data.group_regex='seq(=\\d+)'",
     ]
@@ -290,7 +290,7 @@ def test_override_changes_what_it_names_alone():
         recipe,
         model=dataclasses.replace(recipe.model, spec={"frames": 10}),
         data=DataPart(augmentation={"flip": False}, cache="none", group_regex=r"seq(=\d+)"),
-        training=dataclasses.replace(recipe.training, epochs=20, head_rate=(0.01, 0.0)),
+        training=dataclasses.replace(recipe.training, epochs=20, head_rate=(0.01, 1e-4)),
     )
     assert (recipe.model.spec, recipe.data.augmentation) == ({}, None)
     with pytest.raises(ValueError, match=r"`training.epochs.x`: `epochs` must be a mapping"):
@@ -309,7 +309,7 @@ def test_differences_are_told_key_by_key():
     old = read(FOLDER / "movinet_a0_stream_grw_k600.yaml")
     changes = {
         "training.epochs": 20,
-        "training.head_rate": [1e-2, 1e-5],
+        "training.head_rate": [1e-2, 1e-4],
         "data.workers": 3,
         "data.cache": "disk",
         "training.checkpoint_every_s": 5,
@@ -319,7 +319,7 @@ def test_differences_are_told_key_by_key():
     lines = {
         "model.spec.head_heads: not set → 4",
         "training.epochs: 14 → 20",
-        "training.head_rate: [0.001, 1e-05] → [0.01, 1e-05]",
+        "training.head_rate: [0.001, 1e-05] → [0.01, 0.0001]",
     }
     harmless = {
         'data.cache: "auto" → "disk"',

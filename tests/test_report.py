@@ -172,12 +172,14 @@ def test_every_text_is_escaped(tmp_path):
         [HOSTILE, "b", "c"],
         **dict.fromkeys(["model", "weights", "data", "split", "date"], HOSTILE),
         bad_videos=(BadVideo(path=HOSTILE, reason=HOSTILE),),
+        command=HOSTILE,
+        versions={HOSTILE: HOSTILE},
     )
     parts = {name: getattr(report, name) for name in report.__dataclass_fields__}
     page = Page(write_report(tmp_path / "r.html", Report(**{**parts, "evaluation": e})))
     assert "script" not in {tag for tag, _ in page.elements}
-    # Title twice, note, data line, command, weights, hardware, versions, recipe, class, clip, bad.
-    assert page.text.count(HOSTILE) == 1 + 1 + 1 + 4 + 1 + 1 + 1 + 2 + 1 + 1 + 3 + 2
+    # Title twice, data line, command, weights, hardware, versions, recipe, class, clip, bad.
+    assert page.text.count(HOSTILE) == 1 + 1 + 4 + 1 + 1 + 1 + 2 + 1 + 1 + 3 + 2
 
 
 def test_what_is_missing_has_no_place(tmp_path):

@@ -148,7 +148,8 @@ def test_flags_of_other_data_are_refused(data, flags, message, capsys):
 
 
 def test_zero_is_no_default(tmp_path, capsys):
-    write(tmp_path / "videos" / "a" / "clip.mp4", 3)
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    write(tmp_path / "videos" / "a" / "clip.mp4", frames=3)
     arguments = [
         "data",
         "prepare",
