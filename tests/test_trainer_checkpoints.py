@@ -55,7 +55,7 @@ def test_differences_of_plain_data():
     new = {"a": 1, "b": {"c": [1, 2], "d": 0}, "x": nan, "new": "é"}
     assert recipe.differences(old, new) == [
         "b.d: null → 0",
-        "gone: True → not set",
+        "gone: true → not set",
         'new: not set → "é"',
     ]
 
