@@ -187,10 +187,8 @@ def test_embeddings_are_those_of_the_int8_file(plain, aware, clips):
     assert np.mean(noise < 1e-3) > 0.5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "attention", ["bidirectional", pytest.param("causal", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_answers_are_nearer_to_the_int8_files_than_a_float_models(clips, attention):
     """The last of a stream's answers is the clip graph's."""
     model = small(head_attention=attention)
