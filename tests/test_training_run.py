@@ -141,7 +141,8 @@ def test_export_calibrates_with_training_clips_and_writes_a_stream(run, videos, 
     session = StreamSession(tmp_path / "bars.tflite")
     assert session.labels == ("down & out", "right")
     model = zoo.load(run / "model")
-    clip = next(iter(again.centre_clips(again.open_split(run, videos, "test", workers=0))))[0]
+    with again.open_split(run, videos, "test", workers=0) as taken:
+        clip = next(iter(again.centre_clips(taken)))[0]
     for frame in clip[0].numpy():
         session.step(frame)
     expected = model(clip)[0].numpy()
@@ -150,10 +151,13 @@ def test_export_calibrates_with_training_clips_and_writes_a_stream(run, videos, 
 
 @pytest.mark.slow
 def test_clips_to_calibrate_with_are_from_all_over_the_split(run, videos):
-    taken = again.open_split(run, videos, "train", workers=0)
-    every = [(video[0].numpy(), int(label[0])) for video, label in again.centre_clips(taken)]
+    def taken_clips(most=None):
+        batches = again.centre_clips(taken, most)
+        return [(video[0].numpy(), int(label[0])) for video, label in batches]
+
+    with again.open_split(run, videos, "train", workers=0) as taken:
+        every, chosen = taken_clips(), taken_clips(3)
     assert len(every) == sum(row["split"] == "train" for row in rows(run / "clips.csv")) == 6
-    chosen = [(video[0].numpy(), int(label[0])) for video, label in again.centre_clips(taken, 3)]
     assert len(chosen) == 3
     for (video, label), index in zip(chosen, (0, 2, 4), strict=True):
         np.testing.assert_array_equal(video, every[index][0])

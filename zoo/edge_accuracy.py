@@ -68,15 +68,16 @@ def main() -> None:
 
 def rows_of(run: Path, data: str) -> list[Row]:
     """The rows of a run's three files, which are left in its folder."""
-    training, test = (again.open_split(run, data, split) for split in ("train", "test"))
-    model, folder = training.model, run / "tflite"
-    calibration = take(
-        again.centre_clips(training, CALIBRATION_CLIPS), model.spec, CALIBRATION_FRAMES
-    )
+    with again.open_split(run, data, "train") as training:
+        model, folder = training.model, run / "tflite"
+        calibration = take(
+            again.centre_clips(training, CALIBRATION_CLIPS), model.spec, CALIBRATION_FRAMES
+        )
     clips, labels = [], []
-    for video, label in again.centre_clips(test):
-        clips.append(video[0].numpy())
-        labels.append(int(label[0]))
+    with again.open_split(run, data, "test") as test:
+        for video, label in again.centre_clips(test):
+            clips.append(video[0].numpy())
+            labels.append(int(label[0]))
     int8 = {"quantization": "int8", "calibration": calibration, "force": True}
     files = {
         "float32": to_tflite(model, folder / "float32.tflite").path,
