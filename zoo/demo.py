@@ -41,7 +41,7 @@ class Lengths:
 
     train: int = 1000
     test: int = 100
-    warm_up_epochs: int = 28
+    warm_up_epochs: int = 22
     stream_epochs: int = 6
 
 

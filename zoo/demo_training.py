@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow takes these faster kernels by itself on newer CPUs alone.
-os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+# TensorFlow takes other kernels on CPUs that it holds to be newer: numbers would depend on the CPU.
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import numpy as np
 import tensorflow as tf
