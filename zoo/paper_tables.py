@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 from study import CSV as STUDY
-from study import MODELS
+from study import FOLDS, MODELS, SEEDS
 
 from grw_keras import figures
 from grw_keras.evaluation.published import ROWS, PublishedRow
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "zoo" / "results"
 COSTS = ROOT / "grw_keras" / "zoo" / "costs.csv"
 LATENCY = ROOT / "benchmarks" / "results" / "latency.csv"
-MEASURED = ("G MACs", "parameters, M", "memory, MB", "latency, ms", "UT-Interaction")
+MEASURED = ("G MACs", "parameters, M", "memory, MB", "latency", "UT-Interaction")
 TITLES = {
     1: "Table 1: Kinetics-600 by multiply-accumulates",
     2: "Table 2: Kinetics-600 by memory",
@@ -61,11 +61,12 @@ def page() -> str:
         "the others are ours. No accuracy on Kinetics was measured here: there were no Kinetics "
         "videos and none of the published files at hand. Multiply-accumulates (MACs) are counted, "
         "memory is weights and the estimated activations of one frame of a stream, float32 "
-        "([cost.md](cost.md) says how). Latency is that of one frame of a stream under LiteRT, "
-        "float32, on one thread of an x86 server, by `python benchmarks/latency.py`, which says "
-        "more; no phone was at hand. UT-Interaction: mean top-1 and standard deviation of models "
-        "fine-tuned from real Kinetics-600 weights, by [the study](study.md). Empty: not a model "
-        "of the zoo, one that can't stream, or not measured.",
+        "([cost.md](cost.md) says how). Latency is that of one frame of a stream, as a multiple of "
+        "MoViNet-A0-S's in the same run: float32 under LiteRT, one thread of an x86 server, by "
+        "`python benchmarks/latency.py`, which says more; no phone was at hand. UT-Interaction: "
+        "mean top-1 and standard deviation of models fine-tuned from real Kinetics-600 weights, "
+        "by [the study](study.md). Empty: not a model of the zoo, one that can't stream, or not "
+        "measured yet.",
     ]
     for table, title in TITLES.items():
         rows = [row for row in ROWS if row.table == table]
@@ -102,7 +103,7 @@ def _table(rows: Sequence[PublishedRow], measured: Mapping[str, Sequence[str]]) 
 
 def _measured() -> dict[str, list[str]]:
     """The cells of columns `MEASURED` of each model of the zoo, by name."""
-    ms = {row["name"]: row["median_ms"] for row in _read(LATENCY)}
+    latency = {row["name"]: f"{float(row['ratio']):.2f}" for row in _read(LATENCY)}
     top1 = _study_top1()
     found = {}
     for row in _read(COSTS):
@@ -111,12 +112,13 @@ def _measured() -> dict[str, list[str]]:
             used = int(row["weights_bytes"]) + int(row["step_peak_activation_bytes"])
             memory = f"{used / 1e6:.0f}"
         counts = [f"{float(row['gmacs']):.1f}", f"{int(row['parameters']) / 1e6:.2f}", memory]
-        found[name] = [*counts, ms.get(name, ""), top1.get(name, "")]
+        found[name] = [*counts, latency.get(name, ""), top1.get(name, "")]
     return found
 
 
 def _study_top1() -> dict[str, str]:
-    """Mean and standard deviation by name in the zoo, of runs on all training clips."""
+    """Mean and standard deviation by name in the zoo, of all runs on all training clips; a model
+    that lacks some of its runs is left out."""
     top1 = defaultdict(list)
     for row in _read(STUDY):
         if row["part"] == "main":
@@ -124,6 +126,7 @@ def _study_top1() -> dict[str, str]:
     return {
         name: f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
         for name, values in top1.items()
+        if len(values) == len(FOLDS) * len(SEEDS)
     }
 
 
