@@ -202,7 +202,7 @@ HEADER = "path,label,start,end,split\n"
     [
         ("path,lable\na.mp4,x\n", "Unknown column 'lable'. Did you mean 'label'"),
         ("path;label\na.mp4;x\n", "Unknown column 'path;label'.*commas between"),
-        ("path,label,note\n", "Unknown column 'note': The header"),
+        ("path,label,note\n", "Unknown column 'note'. The header"),
         ("path,start\n", "must have the column 'label'"),
         ("path,label,label\n", "each column once"),
         ("", "must begin with a header that has the columns path, label"),
