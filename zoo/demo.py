@@ -6,8 +6,8 @@ The warm-up example of the paper (section 3, figure 2) on data drawn anew: two e
 MobileNetV3 per frame and one transformer layer over the frames, start from the same weights and see
 the same clips in the same order; the second one's embeddings are smoothed. Beside them a streaming
 MoViNet is trained on the same clips, exported to TFLite and run frame by frame. Writes report.html,
-results.json, images/ and airplanes.tflite. Two runs with the same arguments find the same numbers,
-but for times.
+results.json, images/ and airplanes.tflite. Two runs with the same arguments find the same numbers
+on the same machine, but for times.
 """
 
 import argparse
