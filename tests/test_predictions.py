@@ -46,42 +46,26 @@ def store():
     return NoiseStore(LENGTHS, size=37)
 
 
+def small(name="mobilenet_v3_small_grw", **changes):
+    spec = {"num_classes": 4, "frames": N, "resolution": SIZE, **changes}
+    return zoo.load(name, weights=None, **spec)
+
+
 @pytest.fixture(scope="module")
 def transformer():
     """A transformer head over windows shorter than the clips."""
-    return randomize(
-        zoo.load(
-            "mobilenet_v3_small_grw",
-            weights=None,
-            num_classes=4,
-            frames=N,
-            resolution=SIZE,
-            head_window=WINDOW,
-        )
-    )
+    return randomize(small(head_window=WINDOW))
 
 
 @pytest.fixture(scope="module")
 def causal():
     """A causal head whose second layer knows, by the first, of frames before its own window."""
-    return randomize(
-        zoo.load(
-            "mobilenet_v3_small_grw",
-            weights=None,
-            num_classes=4,
-            frames=N,
-            resolution=SIZE,
-            head_window=WINDOW,
-            head_attention="causal",
-        )
-    )
+    return randomize(small(head_window=WINDOW, head_attention="causal"))
 
 
 @pytest.fixture(scope="module")
 def averaging():
-    return randomize(
-        zoo.load("mobilenet_v3_small", weights=None, num_classes=4, frames=N, resolution=SIZE)
-    )
+    return randomize(small("mobilenet_v3_small"))
 
 
 def sampling(short="loop") -> Sampling:
@@ -186,14 +170,7 @@ def test_of_many_clips_evenly_spread_embeddings_are_kept(predictors, store, monk
 @pytest.mark.slow
 def test_two_replicas_give_the_same_answers(transformer, store, two_replicas):
     with two_replicas.scope():
-        model = zoo.load(
-            "mobilenet_v3_small_grw",
-            weights=None,
-            num_classes=4,
-            frames=N,
-            resolution=SIZE,
-            head_window=WINDOW,
-        )
+        model = small(head_window=WINDOW)
         for name, variable in model.named_weights().items():
             variable.assign(transformer.named_weights()[name])
     torn = NoiseStore(LENGTHS, size=37, bad=[2])
