@@ -131,8 +131,9 @@ def attach(
             f"Received: placement={placement!r}"
         )
     regularizer = GRWRegularizer(**{"normalization": NORMALIZATION[placement], **options})
-    _check_model(model, regularizer.name)
+    _check_model(model)
     found = _find(model, endpoint, regularizer.window)
+    _check_name(model, regularizer.name)
     regularizer.build(found.tensor.shape)
     attached = GRWModel(model, found, regularizer)
     prove(attached, found, example)
@@ -184,7 +185,7 @@ def _runs_its_graph(model) -> bool:
     return isinstance(model, Functional) and type(model).call is Functional.call
 
 
-def _check_model(model, name: str) -> None:
+def _check_model(model) -> None:
     if isinstance(model, GRWModel):
         raise TypeError(
             "The model has a regulariser attached already; for another endpoint attach to its "
@@ -208,6 +209,9 @@ def _check_model(model, name: str) -> None:
                 f"The model overrides `{method}`, which the attached model would not call. Put a "
                 f"GRWRegularizer into the model's own code instead. Received: {model!r}"
             )
+
+
+def _check_name(model, name: str) -> None:
     if any(metric.name.startswith(f"{name}_") for metric in model.metrics):
         raise ValueError(
             "The model holds metrics of another regulariser of that name: pass a name of its own "

@@ -116,15 +116,21 @@ def curves(history: Iterable[Mapping[str, float]]) -> Figure:
                 ]
                 dashed = "--" if key.startswith("val_") and len(keys) > 3 else "-"
                 marker = "o" if len(points) < 25 else None
+                validated = key.startswith("val_")
                 axes.plot(
                     *zip(*points, strict=True),
                     dashed,
                     marker=marker,
-                    ms=3.5,
+                    # Hollow, so that a point of the training under it is seen.
+                    ms=6 if validated else 3.5,
+                    mfc="none" if validated else color,
                     color=color,
                     label=name,
                 )
             axes.set(title=title, xlabel="epoch")
+            if len(rows) == 1:
+                only = rows[0].get("epoch", 1)
+                axes.set_xlim(only - 0.5, only + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             axes.legend(fontsize=8.5)
             if title == "Accuracy":
@@ -304,9 +310,11 @@ def accuracy_over_frames(
             axes.axhline(chance, ls=":", color="#777777")
             axes.annotate(
                 f"chance {chance:.1%}",
-                (frames[0], chance),
-                (0, 3),
+                (frames[-1], chance),
+                (0, -4),
                 textcoords="offset points",
+                ha="right",
+                va="top",
                 color="#666666",
                 fontsize=8.5,
             )

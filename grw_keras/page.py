@@ -19,7 +19,7 @@ from grw_keras import atomic, figures
 OPEN_ROWS = 30  # longer tables are folded
 
 _TEMPLATE = Path(__file__).with_name("page_template.html")
-_STRIP_FRAMES, _STRIP_HEIGHT_PX, _GAP_PX = 8, 120, 2
+STRIP_FRAMES, _STRIP_HEIGHT_PX, _GAP_PX = 8, 120, 2
 
 
 def write(path: str | Path, title: str, parts: Iterable[str]) -> Path:
@@ -54,7 +54,7 @@ class Pictures:
 
     def strip(self, frames: np.ndarray, alt: str) -> str:
         """Frames of a clip, RGB [n, H, W, 3], uint8, side by side: 8 of them, evenly spread."""
-        chosen = np.linspace(0, len(frames) - 1, min(_STRIP_FRAMES, len(frames))).round()
+        chosen = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).round()
         images = []
         for frame in np.asarray(frames)[chosen.astype(int)]:
             picture = Image.fromarray(frame)

@@ -60,6 +60,7 @@ class Report:
         evaluation: its numbers, classes, confusion, calibration and bad videos.
         recipe: as text.
         hardware: in words.
+        started_from: the weights before training, in words.
         history: rows of `figures.curves`.
         embeddings: of the evaluated clips.
         worst: in the order to show.
@@ -69,6 +70,7 @@ class Report:
     evaluation: Evaluation | None = None
     recipe: str = ""
     hardware: str = ""
+    started_from: str = ""
     history: Sequence[Mapping[str, float]] = ()
     embeddings: Embeddings | None = None
     worst: Sequence[WorstClip] = ()
@@ -150,7 +152,8 @@ def _making(report: Report) -> str:
     command = e.command if e else ""
     facts = {
         "command": f"<code>{page.escaped(command)}</code>" if command else "",
-        "weights": page.escaped(e.weights) if e else "",
+        "started from": page.escaped(report.started_from),
+        "evaluated": page.escaped(e.weights) if e else "",
         "hardware": page.escaped(report.hardware),
         "versions": page.escaped(", ".join(f"{name} {text}" for name, text in versions.items())),
     }

@@ -74,7 +74,7 @@ def draw_trajectories(
     cloud = points[mask]
     few = cloud[:: -(-len(cloud) // _CLOUD)].T
     # Not by axes.plot: the axes are to fit the paths.
-    axes.add_artist(Line2D(*few, ls="", marker=".", color="#dcdcdc", ms=3, zorder=1))
+    axes.add_artist(Line2D(*few, ls="", marker=".", color="#c4c4c4", ms=3.5, zorder=1))
     drawn = _drawn_classes(labels, len(names))
     if len(drawn) < len(np.unique(labels)):
         shown = 1

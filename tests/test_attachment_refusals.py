@@ -4,7 +4,7 @@ import keras
 import pytest
 import tf_keras
 
-from grw_keras import attach
+from grw_keras import GRWRegularizer, attach
 from grw_keras.losses import ShortClipError
 from tests.attached_models import layers, small_cnn
 
@@ -41,6 +41,16 @@ def test_unknown_endpoint_lists_the_candidates_and_the_closest():
     for line in ("conv [?, ?, ?, ?, 4]", "frames [?, ?, 4]"):
         assert f"\n  {line}" in str(error.value)
     assert "logits" not in str(error.value).partition("endpoints of shape")[2]
+
+
+def test_an_unknown_endpoint_is_told_before_a_name_that_is_taken():
+    video = tf_keras.Input((None, 8))
+    z = GRWRegularizer(window=3)(layers.Dense(4, name="dense")(video))
+    model = tf_keras.Model(video, z)
+    with pytest.raises(ValueError, match="Did you mean 'dense'"):
+        attach(model, "dens", window=3)
+    with pytest.raises(ValueError, match="another regulariser of that name"):
+        attach(model, "dense", window=3)
 
 
 @pytest.mark.parametrize(

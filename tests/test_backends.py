@@ -32,4 +32,4 @@ def test_the_same_tests_pass_on(backend, shared):
     )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     (passed,) = re.findall(r"(\d+) passed", run.stdout)
-    assert int(passed) > 80
+    assert int(passed) > 70

@@ -1,11 +1,15 @@
 """The command line, and the tables that it prints."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
+import grw_keras
 from grw_keras import cli, zoo
+from grw_keras.cli import training
+from grw_keras.training import recipe
 from grw_keras.zoo import registry
 
 
@@ -19,14 +23,33 @@ def test_help_imports_no_framework():
     assert not {"tensorflow", "keras", "tf_keras", "numpy"} & set(run.stderr.split())
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"grw-keras {grw_keras.__version__}\n"
+
+
+def test_defaults_in_the_help_of_train_are_the_recipes():
+    found = recipe.to_dict(recipe.from_dict({"model": {"name": "movinet_a0_stream_grw"}}))
+    compared = set()
+    for key, _, text in {**training._KEYS, **training.SPLITTING}.values():
+        part, _, name = key.partition(".")
+        told = re.search(r"\(([^() ]*)\)$", text)
+        if told is not None and name in found[part]:
+            assert told[1] == str(found[part][name]).lower(), key
+            compared.add(name)
+    assert {"weights", "epochs", "batch_size", "seed", "max_bad_share"} <= compared
+
+
 def test_list_shows_what_a_user_chooses_by(capsys):
     assert cli.main(["list", "*_stream_grw"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    for column in ("name", "family", "px", "frames", "GMACs", "top-1"):
+    for column in ("name", "family", "px", "frames", "GMACs/clip", "published", "K600 top-1"):
         assert column in header
     assert [row.split()[0] for row in rows] == [f"movinet_a{i}_stream_grw" for i in range(3)]
     assert "78.4" in rows[0]  # table 1
     assert rows[0].split()[2:6] == ["172", "50", "5", "2.72"]
+    assert rows[0].split()[-2:] == ["k600", "78.4"]
 
 
 def test_list_models_gives_names_and_prints_a_table():
@@ -53,6 +76,10 @@ def test_describe_shows_spec_cost_and_weights(capsys):
         (["list", "resnet*"], "No model's name fits"),
         (["convert", "nothing.pt", "--out", "x"], "No such file or folder of weights: nothing.pt"),
         (["convert", __file__, "--out", "x"], "Not a file of weights that can be read"),
+        (["convert", "x.pt", "--out", "x", "--labels", sys.executable], "must be a text file"),
+        (["train", "no.yaml", "--data", "x", "--out", "x"], "no.yaml: No such file or directory"),
+        (["benchmark", "no.tflite"], "no.tflite: No such file or directory"),
+        (["evaluate", "tests/mine", "--data", "x"], "no model has this name. Received: tests/mine"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(arguments, message, capsys, tmp_path, monkeypatch):

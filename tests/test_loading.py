@@ -407,3 +407,16 @@ def test_half_a_model_is_not_converted(saved, lost):
     spec = {key: v for key, v in zoo.load(saved).spec.to_dict().items() if key != lost}
     with pytest.raises(ValueError, match=f"holds no {lost}"):
         loading.spec_of(zoo.Imported(tensors={}, spec=spec))
+
+
+def test_weights_that_no_place_gives_are_told_with_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRW_KERAS_CACHE", str(tmp_path))
+    monkeypatch.setenv("GRW_KERAS_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"(?s)not tried, offline.*weights=None"):
+        zoo.load("movinet_a0_stream_grw")
+
+
+def test_a_folder_of_a_similar_name_is_suggested(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"Did you mean '.*/mine'\?"):
+        zoo.load(f"{tmp_path}/min")

@@ -1,7 +1,9 @@
 """The README's code runs as it stands."""
 
 import ast
+import itertools
 import re
+import shlex
 from pathlib import Path
 
 import keras
@@ -11,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 import grw_keras
-from grw_keras import zoo
+from grw_keras import cli, zoo
 from tests import video_files
 from tests.hub_server import File, HubServer
 from tests.zoo_helpers import random_clips, randomize
@@ -122,3 +124,46 @@ def test_export_and_stream(tmp_path, monkeypatch, capsys):
     assert [len(top) for top in printed] == [3, 3, 3]
     assert {label for top in printed for label, _ in top} <= set("abcdef")
     assert (tmp_path / "a0s_sensitivity.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands(shared, tmp_path, monkeypatch, capsys):
+    """All but the one that needs Kinetics; small frames, and one epoch instead of 15 or 20."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("hop", "wave"):
+        (tmp_path / "my_videos" / label).mkdir(parents=True)
+        for number in range(5):
+            video_files.write(tmp_path / "my_videos" / label / f"{number}.mp4", frames=20)
+    video_files.write(tmp_path / "clip.mp4", frames=20)
+    weights = "movinet_a0_stream_k600_int8.tflite"
+    (tmp_path / weights).symlink_to(shared / "weights" / weights)
+    small = ["model.spec.resolution=32", "model.spec.resize=36"]
+    done, training = [], []
+    for line in commands():
+        arguments = [
+            "1" if before == "--epochs" else word for before, word in itertools.pairwise(line)
+        ]
+        if arguments[:2] == ["train", "…"]:
+            arguments = [*training, *arguments[2:]]
+        if "/data/k600" in arguments:
+            assert (Path(__file__).parents[1] / arguments[1]).is_file()
+            continue
+        if arguments[0] == "train":
+            training = [*arguments, *(["--set", *small] if "--resume" not in arguments else [])]
+            arguments = training
+        assert cli.main(arguments) == 0, arguments
+        done.append(arguments[0])
+    assert done == ["train", "train", "evaluate", "predict", "export", "benchmark", "train"]
+    assert "test top-1" in capsys.readouterr().err
+    made = ["runs/mine/report.html", "labelled.mp4", "out/mine.tflite", "runs/mine_causal/model"]
+    assert all((tmp_path / name).exists() for name in made)
+    name = zoo.load("runs/mine/model", compile=False).spec.name
+    assert f"`{name}`" in README.partition("runs/mine\n")[2]
+
+
+def commands() -> list[list[str]]:
+    """The words of all `grw-keras` commands of blocks, in order."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and line[0] == "grw-keras"]

@@ -133,7 +133,7 @@ def test_workers_start_no_workers(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("data", "flags", "message"),
     [
-        ("tfds:x", ["--holdout", "0.2", "--seed", "1"], "leave out --holdout, --seed"),
+        ("tfds:x", ["--holdout", "0.2", "--seed", "1"], "leave out --seed, --holdout"),
         (
             "videos",
             ["--source-fps", "5", "--label-key", "a"],
@@ -188,3 +188,38 @@ def test_workers_of_a_machine_share_its_cpus(monkeypatch):
     monkeypatch.setattr("grw_keras.data.opening.default_workers", lambda: 8)
     assert opening.decoders(None, cluster.on_this_machine) == 2
     assert opening.decoders(5, cluster.on_this_machine) == 5
+
+
+def opened(**splits: int) -> Opened:
+    """Stores of so many clips."""
+    stores = {split: ArrayStore([9] * count) for split, count in splits.items()}
+    return Opened(clips=stores["train"].clips, stores=stores, bad={})
+
+
+@pytest.mark.parametrize(
+    ("splits", "batch_size", "told"),
+    [
+        ({"train": 3}, 2, ["not evaluated"]),
+        ({"train": 3, "test": 2}, 2, ["of the test clips"]),
+        ({"train": 3, "test": 2, "validation": 1}, 3, []),
+        ({"train": 3, "test": 2, "validation": 1}, 4, ["takes 4 clips, but there are 3"]),
+    ],
+)
+def test_what_would_be_noticed_too_late_is_told_at_the_start(splits, batch_size, told, caplog):
+    run._advise(opened(**splits), batch_size)
+    assert len(caplog.messages) == len(told)
+    for message, part in zip(caplog.messages, told, strict=True):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [("nothing.pt", "No such file or folder of weights: nothing.pt"), ("k600", "--weights none")],
+)
+def test_weights_that_are_not_there_are_refused_before_videos_are_opened(
+    weights, reason, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--model", "mobilenet_v3_small_grw", "--weights", weights]
+    assert cli.main([*arguments, "--data", "no videos", "--out", "runs/mine"]) == 1
+    assert reason in capsys.readouterr().err

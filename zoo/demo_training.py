@@ -1,5 +1,5 @@
 """The demo's trainings, each to be made in a process of its own, on one thread: so its numbers are
-the same in every run, whatever runs beside it.
+the same in every run on one machine, whatever runs beside it.
 
 Shape letters: B clips, N frames of a clip, S pixels, D embedding width.
 """

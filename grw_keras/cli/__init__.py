@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from grw_keras import __version__
 from grw_keras.cli import data, edge, models, training, use
 
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _reason(error: Exception) -> str | None:
     """What to tell of an error that a user can do something about; None of others."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError | ValueError | TypeError | ArithmeticError | RuntimeError):
         return str(error)
     if type(error).__module__.startswith("tensorflow"):
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="grw-keras", description=__doc__.split("\n")[0], allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"grw-keras {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for part in (models, training, use, data, edge):
         part.add_commands(commands)

@@ -20,22 +20,34 @@ def add_commands(commands) -> None:
     prepare.add_argument("--data", required=True, help="folder, .csv list, or tfds:NAME")
     prepare.add_argument("--out", required=True, metavar="DIR", help="the records' folder")
     prepare.add_argument(
-        "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
+        "--annotations",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="of Kinetics, CSV",
     )
     prepare.add_argument("--model", help="take frame rate and size of this model")
     prepare.add_argument("--fps", type=float, help="frames a second (5)")
     prepare.add_argument("--size", type=int, help="height and width, pixels (200)")
     prepare.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100 (95)")
-    prepare.add_argument("--shards", type=int, help="files a split")
-    prepare.add_argument("--workers", type=int, help="processes that decode")
+    prepare.add_argument("--shards", type=int, help="files a split (by size)")
+    prepare.add_argument(
+        "--workers", type=int, help="processes that decode (by the machine's cores)"
+    )
     prepare.add_argument("--source-fps", type=float, help="of a tfds: data set that doesn't say")
     prepare.add_argument("--video-key", help="the frames' feature, where a tfds: set has several")
     prepare.add_argument("--label-key", help="the same of the labels")
     prepare.add_argument("--beam-runner", help="DirectRunner, DataflowRunner, FlinkRunner, …")
     prepare.add_argument(
-        "--beam-options", nargs="+", default=[], metavar="KEY=VALUE", help="of the runner"
+        "--beam-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the runner",
     )
-    prepare.add_argument("--seed", type=int, help="of the holdout; default 0")
+    prepare.add_argument("--seed", type=int, help="of the holdout (0)")
     for flag, (_, kind, text) in SPLITTING.items():
         prepare.add_argument(f"--{flag}", type=kind, help=text)
     prepare.set_defaults(run=_prepare)
@@ -44,25 +56,13 @@ def add_commands(commands) -> None:
 def _prepare(
     data: str,
     out: str,
-    annotations: list[str],
     model: str | None,
     fps: float | None,
     size: int | None,
     quality: int,
     shards: int | None,
-    workers: int | None,
-    source_fps: float | None,
-    video_key: str | None,
-    label_key: str | None,
-    beam_runner: str | None,
-    beam_options: list[str],
-    seed: int | None,
-    holdout: float | None,
-    group_regex: str | None,
-    test_regex: str | None,
-    max_bad_share: float | None,
+    **of_a_kind,
 ) -> None:
-    from grw_keras.data import records, sources, splits, tfds_source
     from grw_keras.data.opening import TFDS_PREFIX
 
     if model is not None:
@@ -78,60 +78,77 @@ def _prepare(
         "num_shards": shards,
     }
     if data.startswith(TFDS_PREFIX):
-        of_videos = {
-            "--annotations": annotations,
-            "--holdout": holdout,
-            "--group-regex": group_regex,
-            "--test-regex": test_regex,
-            "--max-bad-share": max_bad_share,
-            "--workers": workers,
-            "--beam-runner": beam_runner,
-            "--beam-options": beam_options,
-            "--seed": seed,
-        }
-        _refuse(of_videos, "A TFDS data set has its own splits, and is read by one process")
-        source = tfds_source.open_tfds(
-            data.removeprefix(TFDS_PREFIX),
-            fps=source_fps,
-            video_key=video_key,
-            label_key=label_key,
-        )
-        prepared = tfds_source.prepare_tfds(source, out, **shape, progress=_show)
+        prepared = _prepare_tfds(data.removeprefix(TFDS_PREFIX), out, shape, **of_a_kind)
     else:
-        of_tfds = {
-            "--source-fps": source_fps,
-            "--video-key": video_key,
-            "--label-key": label_key,
-        }
-        _refuse(of_tfds, "Only a TFDS data set needs them")
-        if beam_runner is None:
-            _refuse({"--beam-options": beam_options}, "There is no --beam-runner")
-        clips = splits.assign(
-            sources.read(data, annotations=annotations),
-            holdout=holdout,
-            group_regex=group_regex,
-            test_regex=test_regex,
-            seed=0 if seed is None else seed,
-        )
-        prepared = records.prepare(
-            clips,
-            out,
-            **shape,
-            workers=workers,
-            beam_runner=beam_runner,
-            beam_options=[f"--{option}" for option in beam_options],
-            max_bad_share=0.05 if max_bad_share is None else max_bad_share,
-            progress=_show,
-        )
+        prepared = _prepare_videos(data, out, shape, **of_a_kind)
     counts = ", ".join(f"{count} {split}" for split, count in prepared.counts.items())
     kept = " (there already)" if prepared.kept else ""
     print(f"{out}: {counts}; {len(prepared.bad)} bad videos left out{kept}")
 
 
-def _refuse(flags: Mapping[str, Any], why: str) -> None:
-    given = [flag for flag, value in flags.items() if value not in (None, [])]
+def _prepare_tfds(
+    name: str,
+    out: str,
+    shape: Mapping[str, Any],
+    *,
+    source_fps: float | None,
+    video_key: str | None,
+    label_key: str | None,
+    **of_videos,
+):
+    from grw_keras.data import tfds_source
+
+    _refuse(of_videos, "A TFDS data set has its own splits, and is read by one process")
+    source = tfds_source.open_tfds(name, fps=source_fps, video_key=video_key, label_key=label_key)
+    return tfds_source.prepare_tfds(source, out, **shape, progress=_show)
+
+
+def _prepare_videos(
+    data: str,
+    out: str,
+    shape: Mapping[str, Any],
+    *,
+    annotations: list[str],
+    workers: int | None,
+    beam_runner: str | None,
+    beam_options: list[str],
+    seed: int | None,
+    holdout: float | None,
+    group_regex: str | None,
+    test_regex: str | None,
+    max_bad_share: float | None,
+    **of_tfds,
+):
+    from grw_keras.data import records, sources, splits
+
+    _refuse(of_tfds, "Only a TFDS data set needs them")
+    if beam_runner is None:
+        _refuse({"beam_options": beam_options}, "There is no --beam-runner")
+    clips = splits.assign(
+        sources.read(data, annotations=annotations),
+        holdout=holdout,
+        group_regex=group_regex,
+        test_regex=test_regex,
+        seed=0 if seed is None else seed,
+    )
+    return records.prepare(
+        clips,
+        out,
+        **shape,
+        workers=workers,
+        beam_runner=beam_runner,
+        beam_options=[f"--{option}" for option in beam_options],
+        max_bad_share=0.05 if max_bad_share is None else max_bad_share,
+        progress=_show,
+    )
+
+
+def _refuse(values: Mapping[str, Any], why: str) -> None:
+    """Refuses flags that were given, by their names in Python."""
+    given = [name for name, value in values.items() if value not in (None, [])]
     if given:
-        raise ValueError(f"{why}: leave out {', '.join(given)}")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{why}: leave out {flags}")
 
 
 def _show(done: int, total: int) -> None:

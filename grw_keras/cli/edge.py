@@ -23,12 +23,25 @@ def add_commands(commands) -> None:
     export.add_argument("--tflite", required=True, metavar="DIR", help="where to write")
     export.add_argument("--name", help="of the file (the run's)")
     export.add_argument(
-        "--quantization", choices=QUANTIZATIONS, default="none", help="of weights, activations"
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="none",
+        help="of weights, activations (none)",
     )
     export.add_argument("--data", help=f"{DATA} to calibrate and verify with")
-    export.add_argument("--split", default="train", choices=["train", "validation", "test"])
     export.add_argument(
-        "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
+        "--split",
+        default="train",
+        choices=["train", "validation", "test"],
+        help="whose clips calibrate and verify (train)",
+    )
+    export.add_argument(
+        "--annotations",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="of Kinetics, CSV",
     )
     export.add_argument(
         "--split-head",
@@ -49,9 +62,11 @@ def add_commands(commands) -> None:
         allow_abbrev=False,
     )
     measuring.add_argument("files", nargs="+", metavar="FILE", help="exported, or TFLite streams")
-    measuring.add_argument("--threads", nargs="+", type=int, default=[1], help="each is measured")
-    measuring.add_argument("--frames", type=int, default=200, help="to measure of each")
-    measuring.add_argument("--warmup", type=int, default=20, help="frames before them")
+    measuring.add_argument(
+        "--threads", nargs="+", type=int, default=[1], help="each is measured (1)"
+    )
+    measuring.add_argument("--frames", type=int, default=200, help="to measure of each (200)")
+    measuring.add_argument("--warmup", type=int, default=20, help="frames before them (20)")
     measuring.add_argument("--csv", metavar="FILE", help="a table to append rows to")
     measuring.add_argument(
         "--profile", type=int, default=0, metavar="N", help="time by kind, and the N slowest"

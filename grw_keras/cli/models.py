@@ -40,7 +40,14 @@ def _describe(name: str) -> None:
 
 
 def _convert(file: str, out: str, plain: bool, labels: str | None) -> None:
-    names = Path(labels).read_text(encoding="utf-8").splitlines() if labels else None
+    names = None
+    if labels is not None:
+        try:
+            names = Path(labels).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"--labels must be a text file in UTF-8, one name a line. Received: {labels}"
+            ) from error
     from grw_keras import zoo
 
     model = zoo.convert(file, out, ema=False if plain else None, labels=names)

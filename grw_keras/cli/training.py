@@ -10,20 +10,29 @@ DATA = "folder, .csv list, prepared records or tfds:NAME"
 # Flags that stand for one key of the recipe each.
 _KEYS: dict[str, tuple[str, Any, str]] = {
     "model": ("model.name", str, "a model of the zoo, see grw-keras list"),
-    "weights": ("model.weights", str, "to start from: a file, folder, address or name; 'none'"),
-    "frames": ("model.spec.frames", int, "frames of a clip, at the model's fps"),
-    "epochs": ("training.epochs", int, "passes over the training clips"),
-    "batch-size": ("training.batch_size", int, "clips of a step, over all devices"),
-    "seed": ("training.seed", int, "of everything random"),
-    "precision": ("training.precision", str, "float32, bfloat16 or float16"),
-    "workers": ("data.workers", int, "processes that decode"),
-    "cache": ("data.cache", str, "of decoded frames: auto, memory, disk or none"),
+    "weights": (
+        "model.weights",
+        str,
+        "to start from: a file, folder, address, model's name, k600 (the model's published "
+        "ones) or none (k600)",
+    ),
+    "frames": ("model.spec.frames", int, "frames of a clip, at the model's fps (the model's own)"),
+    "epochs": ("training.epochs", int, "passes over the training clips (20)"),
+    "batch-size": ("training.batch_size", int, "clips of a step, over all devices (4)"),
+    "seed": ("training.seed", int, "of everything random (0)"),
+    "precision": ("training.precision", str, "float32, bfloat16 or float16 (float32)"),
+    "workers": ("data.workers", int, "processes that decode (by the machine's cores)"),
+    "cache": ("data.cache", str, "of decoded frames: auto, memory, disk or none (auto)"),
 }
 SPLITTING: dict[str, tuple[str, Any, str]] = {
-    "holdout": ("data.holdout", float, "share of the training clips to set aside"),
+    "holdout": ("data.holdout", float, "share of the training clips to set aside (none)"),
     "group-regex": ("data.group_regex", str, "what it matches in a name stays on one side"),
     "test-regex": ("data.test_regex", str, "names that it is found in are the test clips"),
-    "max-bad-share": ("data.max_bad_share", float, "share of unreadable videos to put up with"),
+    "max-bad-share": (
+        "data.max_bad_share",
+        float,
+        "share of unreadable videos to put up with (0.05)",
+    ),
 }
 
 
@@ -33,27 +42,34 @@ def add_commands(commands) -> None:
         "train",
         help="train or fine-tune a model on videos",
         description="Trains a model of the zoo on a folder of class folders, a CSV list, Kinetics, "
-        "prepared records or a TFDS data set. Under TF_CONFIG or SLURM it is one worker of many.",
+        "prepared records or a TFDS data set. What is not given is the recipe's; in parentheses "
+        "is what it is without a recipe. Under TF_CONFIG or SLURM it is one worker of many.",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", nargs="?", help="a recipe (YAML); without one: --model")
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
     parser.add_argument(
-        "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
+        "--annotations",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="of Kinetics, CSV",
     )
     for flag, (_, kind, text) in {**_KEYS, **SPLITTING}.items():
         parser.add_argument(f"--{flag}", type=kind, help=text)
     parser.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="any key of the recipe, e.g. training.ema_decay=0.999",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument(
-        "--local-workers", type=int, default=1, metavar="N", help="processes on this machine"
+        "--local-workers", type=int, default=1, metavar="N", help="processes on this machine (1)"
     )
     # Of a worker that --local-workers started: the command that is to be on record.
     parser.add_argument("--launched-by", default="", help=argparse.SUPPRESS)

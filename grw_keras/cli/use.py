@@ -18,19 +18,36 @@ def add_commands(commands) -> None:
     )
     evaluation.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
     evaluation.add_argument("--data", required=True, help=DATA)
-    evaluation.add_argument("--split", default="test", choices=["train", "validation", "test"])
     evaluation.add_argument(
-        "--annotations", nargs="+", default=[], metavar="FILE", help="of Kinetics, CSV"
+        "--split",
+        default="test",
+        choices=["train", "validation", "test"],
+        help="whose clips; clips that a run was not trained with are test clips (test)",
+    )
+    evaluation.add_argument(
+        "--annotations",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="of Kinetics, CSV",
     )
     evaluation.add_argument("--json", metavar="FILE", help="where to write the results")
     evaluation.add_argument("--csv", metavar="FILE", help="a table to append a row to")
     evaluation.add_argument("--workers", type=int, help="processes that decode")
     evaluation.set_defaults(run=_evaluate, wants_arguments=True)
 
-    prediction = commands.add_parser("predict", help="what a video shows", allow_abbrev=False)
+    prediction = commands.add_parser(
+        "predict",
+        help="what a video shows",
+        description="The likeliest classes of videos, seen whole as a stream sees them.",
+        allow_abbrev=False,
+    )
     prediction.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
-    prediction.add_argument("files", nargs="+", metavar="VIDEO")
-    prediction.add_argument("--top", type=int, default=5, help="classes to show")
+    prediction.add_argument(
+        "files", nargs="+", metavar="VIDEO", help="a video file, as ffmpeg reads them"
+    )
+    prediction.add_argument("--top", type=int, default=5, help="classes to show (5)")
     prediction.add_argument(
         "--video", metavar="FILE", help="write the video with labels over time (one video)"
     )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from grw_keras.checked import Checked
 from grw_keras.data import record_files, scan, sources, splits, tfds_source
 from grw_keras.data.clips import SPLITS, ClipSet
 from grw_keras.data.record_store import RecordStore
@@ -33,7 +34,7 @@ CACHES = ("auto", "memory", "disk", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(Checked):
     """Which clips to use, and how to get at their frames.
 
     Args:
@@ -71,10 +72,6 @@ class Choice:
         self._require("workers", self.workers is None or self.workers >= 0, "None or >= 0")
         self._require("sharing", self.sharing >= 1, ">= 1")
         self._require("max_bad_share", 0 <= self.max_bad_share <= 1, "in [0, 1]")
-
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"`{field}` must be {allowed}. Received: {getattr(self, field)!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

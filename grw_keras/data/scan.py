@@ -100,7 +100,8 @@ class Scan:
         where = f"All of them: {report}. " if report is not None else ""
         raise TooManyBadVideosError(
             f"{lost} of {self.clips} clips can't be used, {lost / self.clips:.1%}; at most "
-            f"{max_share:.1%} may be lost. {where}Mend or remove them, or allow a larger share.\n"
+            f"{max_share:.1%} may be lost. {where}Mend or remove them, or allow a larger share "
+            "(`max_bad_share`, --max-bad-share).\n"
             f"{listed}{more}"
         )
 

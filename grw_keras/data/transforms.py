@@ -10,12 +10,14 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from grw_keras.checked import Checked
+
 _GREY = (128, 128, 128)  # fills what a geometric operation leaves empty
 _CROP_ATTEMPTS = 10  # as torchvision.transforms.RandomResizedCrop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(Checked):
     """What is random about a training clip's pixels. The same draws hold for all of its frames.
 
     Args:
@@ -59,10 +61,6 @@ class Augmentation:
         self._require("randaugment_layers", counts and layers >= 0, "an integer >= 0")
         real = isinstance(magnitude, numbers.Real)
         self._require("randaugment_magnitude", real and 0 <= magnitude <= 10, "in [0, 10]")
-
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"`{field}` must be {allowed}. Received: {getattr(self, field)!r}")
 
 
 def evaluation_clip(frames: np.ndarray, crop: int) -> np.ndarray:

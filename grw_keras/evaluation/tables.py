@@ -35,7 +35,7 @@ def _summary(evaluation: Evaluation) -> list[tuple[str, str]]:
         "data": f"{e.data}, {e.split}: {e.clips} clips",
         "clip": f"{e.frames} frames at {e.fps:g} fps, {e.resolution_px} px",
         "top-1": percent(e.top1),
-        "top-5": None if e.top5 is None else percent(e.top5),
+        "top-5": f"- (only {len(e.per_class)} classes)" if e.top5 is None else percent(e.top5),
         "macro F1": percent(e.macro_f1),
         "calibration error": percent(e.ece),
         "negative log likelihood": f"{e.nll:.3f}",
@@ -61,7 +61,7 @@ def _class_table(evaluation: Evaluation) -> str:
 
 
 def _confusion_table(evaluation: Evaluation) -> str:
-    numbers = [str(index) for index in range(len(evaluation.confusion))]
+    numbers = [f"#{index}" for index in range(len(evaluation.confusion))]
     rows = [("true \\ predicted", "", *numbers)]
     for c, number, row in zip(evaluation.per_class, numbers, evaluation.confusion, strict=True):
         rows.append((_clipped(c.label), number, *(str(count) if count else "." for count in row)))

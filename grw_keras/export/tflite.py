@@ -1,7 +1,6 @@
 """to_tflite: a model of the zoo to streaming TFLite files that phones, cameras and browsers run."""
 
 import dataclasses
-import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -14,8 +13,6 @@ from grw_keras.export import clips as clips_of
 from grw_keras.export import conversion, description, quantize, rounding, verify
 from grw_keras.export.graphs import Graph, LeanModel, whole_clip_graph
 from grw_keras.models.classifier import VideoClassifier
-
-log = logging.getLogger("grw_keras")
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 VERIFIED_FRAMES = 60
@@ -107,7 +104,6 @@ def to_tflite(
         report = verify.verify(
             model, Path(folder, names[0]), clips_of.spread(clips, VERIFIED_FRAMES)
         )
-        log.info("%s: %s", names[0], report)
         if not force:
             verify.require(report, quantization)
         path.with_name(f"{path.stem}_sensitivity.csv").unlink(missing_ok=True)  # of a file before

@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from grw_keras.checked import Checked
 from grw_keras.hints import did_you_mean
 
 # Width of each backbone's per-frame features: the MoViNets' head projection (official
@@ -37,7 +38,7 @@ _RATES = ("dropout", "stochastic_depth")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(Checked):
     """Everything that defines a video classifier.
 
     Sizes left at 0 take their usual value: `embed_dim` the backbone's own width, `head_mlp` 4 D
@@ -156,10 +157,6 @@ class ModelSpec:
             self._require(field, 0 <= getattr(self, field) < 1, "in [0, 1)")
         self._require("fps", 0 < self.fps < float("inf"), "positive")
         self._check_parts()
-
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"`{field}` must be {allowed}. Received: {getattr(self, field)!r}")
 
     def _check_parts(self) -> None:
         transformer = self.head == "transformer"

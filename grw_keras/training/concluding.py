@@ -76,6 +76,7 @@ def conclude(
         evaluation=evaluation,
         recipe=yaml.safe_dump(recipe.to_dict(wanted), sort_keys=False, allow_unicode=True),
         hardware=hardware(),
+        started_from="random weights" if wanted.model.weights is None else wanted.model.weights,
         history=history,
         embeddings=embeddings,
         worst=worst_clips(found, store, sampling),

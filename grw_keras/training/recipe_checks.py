@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grw_keras import strict_yaml
+from grw_keras.checked import Checked
 from grw_keras.data.opening import CACHES
 from grw_keras.data.sampling import SHORT
 
@@ -68,7 +69,7 @@ _RULES: dict[str, _Rule] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(Checked):
     """A part of a recipe: its fields are checked by their annotations and by `_RULES`."""
 
     def __post_init__(self):
@@ -83,11 +84,6 @@ class Part:
 
     def _check(self) -> None:
         """What one field alone does not tell."""
-
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            value = getattr(self, field)
-            raise ValueError(f"`{self._key(field)}` must be {allowed}. Received: {value!r}")
 
     @classmethod
     def _key(cls, field: str) -> str:

@@ -24,6 +24,7 @@ from grw_keras.training.recipe import Recipe
 from grw_keras.training.runs import RunFolder
 from grw_keras.training.stopping import stop_signals
 from grw_keras.training.trainer import Feed, Outcome, Trainer
+from grw_keras.zoo.loading import find_weights
 
 log = logging.getLogger("grw_keras")
 
@@ -74,6 +75,8 @@ def train(
         if chief:
             stack.enter_context(runs.claimed(folder))
             runs.check(folder, wanted, resume=resume)
+        if wanted.model.weights is not None:
+            find_weights(wanted.model.name, wanted.model.weights)  # before videos are decoded
         opened = _open(own, data, folder, share, annotations, sharing)
         with objective.precision(settings.precision), strategy.scope():
             model = make_model(wanted, opened.clips.labels)
@@ -141,7 +144,32 @@ def _open(
             "clips (test/, a split column, data.test_regex) and set data.holdout. "
             f"Received: {opened.clips.splits()}"
         )
+    if chief:
+        _advise(opened, wanted.training.batch_size)
     return opened
+
+
+def _advise(opened: Opened, batch_size: int) -> None:
+    """Warns of what would be noticed only when all is done."""
+    clips = len(opened.stores["train"].clips)
+    if batch_size > clips:
+        log.warning(
+            "A step takes %d clips, but there are %d to train on: some come several times in it",
+            batch_size,
+            clips,
+        )
+    if "validation" in opened.stores:
+        return
+    if "test" in opened.stores:
+        log.warning(
+            "No clips are set aside for validation (--holdout sets some aside): the val_ numbers "
+            "of each epoch are of the test clips, so don't choose anything by them"
+        )
+    else:
+        log.warning(
+            "No clips are set aside: the model will be trained and saved, but not evaluated. "
+            "--holdout 0.2 sets a fifth of the clips aside"
+        )
 
 
 def _run(
@@ -156,11 +184,6 @@ def _run(
     """Trains, with whoever is to be told of it."""
     settings, chief = wanted.training, distribution.is_chief(strategy)
     monitored = next((s for s in ("validation", "test") if s in opened.stores), None)
-    if monitored == "test" and chief:
-        log.warning(
-            "No clips are set aside for validation: the val_ numbers are of the test clips. With "
-            "test clips of their own, --holdout sets aside others"
-        )
     terminal = Terminal(feed.plan.steps(settings.epochs), settings.batch_size)
     listeners: list[Listener] = [terminal] if chief else []
     with stop_signals() as stop, terminal if chief else contextlib.nullcontext():
@@ -237,7 +260,7 @@ def _conclude(
     """Evaluates what was saved, on the test clips or else the validation clips, and reports."""
     split = next((name for name in ("test", "validation") if name in opened.stores), None)
     if split is None:
-        log.warning("No test or validation clips: nothing was evaluated. See --holdout")
+        log.info("Nothing was evaluated: there are no test or validation clips")
         return
     log.info("Evaluating %d %s clips", len(opened.stores[split].clips), split)
     evaluation = concluding.conclude(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grw_keras.hints import did_you_mean
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec, check_fields
@@ -140,30 +141,68 @@ def _find(name) -> tuple[ModelSpec, Imported | None]:
             f"folder. A .keras file is for tf_keras.models.load_model. Received: name={text!r}"
         )
     if isinstance(name, os.PathLike) or os.sep in text:
-        raise FileNotFoundError(f"No such folder, and no model has this name: {text}")
+        beside = Path(text).parent
+        known = map(str, beside.iterdir()) if beside.is_dir() else ()
+        raise FileNotFoundError(
+            f"No such folder, and no model has this name. {did_you_mean(text, known)}"
+            f"Received: {text}"
+        )
     return registry.get(text), None
 
 
-def _weights(name: str, weights, ema: bool | None) -> Imported:
-    """The tensors that `weights` names."""
+def find_weights(
+    name: str, weights: str | os.PathLike
+) -> Path | manifest.Source | manifest.WeightEntry:
+    """The file or folder, address, or published weights that `weights` of `load` means.
+
+    Args:
+        name: a registered name.
+        weights: as of `load`, but not None.
+
+    Raises:
+        ValueError: no published weights of that model.
+        FileNotFoundError: a file or folder that isn't there.
+    """
     text = os.fspath(weights)
     named = isinstance(weights, str) and (text in _DATASETS or text in registry.specs())
     if not named:
         if "://" in text:
-            return read_weights(download.fetch(manifest.Source(text)).path, ema=ema)
+            return manifest.Source(text)
         if text and Path(text).exists():
-            return read_weights(Path(text), ema=ema)
+            return Path(text)
         if os.sep in text or "." in text:
             raise FileNotFoundError(f"No such file or folder of weights: {text}")
     if text in registry.specs():
         name, text = text, DEFAULT_WEIGHTS
-    entry = manifest.find(name, text)
-    imported = read_weights(download.fetch(entry).path, ema=ema)
+    return manifest.find(name, text)
+
+
+def _weights(name: str, weights, ema: bool | None) -> Imported:
+    """The tensors that `weights` names."""
+    found = find_weights(name, weights)
+    if isinstance(found, Path):
+        return read_weights(found, ema=ema)
+    imported = read_weights(_fetch(found), ema=ema)
+    if isinstance(found, manifest.Source):
+        return imported
+    entry = found
     return dataclasses.replace(
         imported,
         spec={**imported.spec, **entry.spec},
         assumed=tuple(field for field in imported.assumed if field not in entry.spec),
     )
+
+
+def _fetch(found: manifest.Source | manifest.WeightEntry) -> Path:
+    """Where the weights are on this machine."""
+    try:
+        return download.fetch(found).path
+    except (download.DownloadError, FileNotFoundError) as error:
+        hint = (
+            "Or give a file that you have (weights=PATH, --weights PATH), or begin at random "
+            "(weights=None, --weights none)."
+        )
+        raise type(error)(f"{error}\n{hint}") from error
 
 
 def _build(

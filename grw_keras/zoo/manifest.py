@@ -132,7 +132,7 @@ def _missing(manifest: Manifest, model_name: str, weights: str) -> str:
         hint += f", weights={near.dataset if same else near.models[0]!r}, or from a file, "
         hint += "weights=<path>"
     return (
-        f"{reason} {hint}, or weights=None for random ones. "
+        f"{reason} {hint}, or weights=None (--weights none) for random ones. "
         f"Received: {model_name!r}, weights={weights!r}"
     )
 

@@ -88,7 +88,7 @@ def get(name: str) -> ModelSpec:
         close = difflib.get_close_matches(name, specs(), n=3)
         hint = f"The closest: {', '.join(close)}. " if close else ""
         raise ValueError(
-            f"No model has this name. {hint}All of them: grw_keras.zoo.list_models(). "
-            f"Received: name={name!r}"
+            f"No model has this name. {hint}All of them: grw-keras list, or "
+            f"grw_keras.zoo.list_models(). Received: name={name!r}"
         )
     return specs()[name]

@@ -11,7 +11,18 @@ from grw_keras.models.spec import ModelSpec
 from grw_keras.zoo import manifest, registry
 
 COSTS = Path(__file__).with_name("costs.csv")  # counted by benchmarks/cost.py
-_COLUMNS = ("name", "family", "px", "frames", "fps", "GMACs", "state MB", "weights MB", "top-1")
+_COLUMNS = (
+    "name",
+    "family",
+    "px",
+    "frames",
+    "fps",
+    "GMACs/clip",
+    "state MB",
+    "weights MB",
+    "published",
+    "K600 top-1",
+)
 
 
 class ModelNames(tuple[str, ...]):
@@ -19,7 +30,8 @@ class ModelNames(tuple[str, ...]):
 
     def __repr__(self) -> str:
         costs = read_costs()
-        rows = [_row(costs[name]) for name in self]
+        published = {name: entry.dataset for entry in manifest.entries() for name in entry.models}
+        rows = [_row(costs[name], published.get(name, "")) for name in self]
         widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
         lines = []
         for row in (_COLUMNS, *rows):
@@ -40,9 +52,10 @@ def list_models(pattern: str = "*") -> ModelNames:
         pattern: shell pattern of the names.
 
     Returns:
-        A tuple of names. Printed, it is a table: multiply-accumulates of one clip (10⁹), states
-        of a stream and weights (10⁶ bytes), published top-1 on Kinetics-600 (percent, the
-        paper's tables 1, 2 and 4).
+        A tuple of names. Printed, it is a table: multiply-accumulates of one clip of that many
+        frames (10⁹), states of a stream and weights (10⁶ bytes), the data set of published weights
+        where there are any, top-1 on Kinetics-600 as published (percent, the paper's tables 1, 2
+        and 4).
 
     Raises:
         ValueError: no name fits the pattern.
@@ -92,7 +105,7 @@ def read_costs() -> dict[str, dict[str, str]]:
         return {row["name"]: row for row in csv.DictReader(file)}
 
 
-def _row(cost: dict[str, str]) -> tuple[str, ...]:
+def _row(cost: dict[str, str], published: str) -> tuple[str, ...]:
     return (
         cost["name"],
         cost["family"],
@@ -102,6 +115,7 @@ def _row(cost: dict[str, str]) -> tuple[str, ...]:
         f"{float(cost['gmacs']):.2f}",
         _megabytes(cost["state_bytes"]),
         _megabytes(cost["weights_bytes"]),
+        published,
         cost["top1_k600"],
     )
 
