@@ -138,8 +138,8 @@ def plan(rows: Sequence[Row]) -> Iterator[Run]:
                         yield dataclasses.replace(best, part=part, seed=seed, **changes)
 
     yield from each("main", SEEDS)
-    yield from each("share", SEEDS, share=0.25)
-    yield from each("share", FEW_SEEDS, share=0.5)
+    for share in (0.25, 0.5):
+        yield from each("share", FEW_SEEDS, share=share)
     half = {"share": 0.5, "models": ("final GRW",)}
     for window, orderings in ((3, "auto"), (10, "exact"), (10, "sampled")):
         yield from each("window", FEW_SEEDS, window=window, orderings=orderings, **half)
@@ -148,7 +148,8 @@ def plan(rows: Sequence[Row]) -> Iterator[Run]:
     for weight in (0.0, 0.01, 0.1, 1.0):
         yield from each("weight", FEW_SEEDS, weight=weight, **half)
     yield from each("loss input", FEW_SEEDS, loss_input="layer_norm", **half)
-    yield from each("share", SEEDS[len(FEW_SEEDS) :], share=0.5)
+    for share in (0.25, 0.5):
+        yield from each("share", SEEDS[len(FEW_SEEDS) :], share=share)
     for frames in (5, 3):
         yield from each("frames", FEW_SEEDS, frames=frames, window=min(5, frames))
 
