@@ -11,6 +11,7 @@ on the same machine, but for times.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import demo_training as training
 from demo_page import parts
-from demo_training import BATCH, GRW_WEIGHT, RATE, SIZE, Clips
+from demo_training import BATCH, CLIP_NORM, GRW_WEIGHT, RATE, SIZE, Clips
 
 from grw_keras import page
 from grw_keras.data import airplanes
@@ -85,15 +86,13 @@ def train_all(clips: Clips, test: Clips, lengths: Lengths, seed: int, file: Path
         "with GRW": (training.warm_up, lengths.warm_up_epochs, GRW_WEIGHT),
     }
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(len(jobs), context, max_tasks_per_child=1) as pool,
-    ):
-        messages = manager.Queue()
-        futures = {
-            name: pool.submit(function, clips, test, epochs, seed, Teller(messages, name), last)
-            for name, (function, epochs, last) in jobs.items()
-        }
+    with contextlib.ExitStack() as stack:
+        messages = stack.enter_context(context.Manager()).Queue()
+        futures = {}
+        for name, (function, epochs, last) in jobs.items():
+            pool = stack.enter_context(ProcessPoolExecutor(1, context))
+            teller = Teller(messages, name)
+            futures[name] = pool.submit(function, clips, test, epochs, seed, teller, last)
         while not (messages.empty() and all(future.done() for future in futures.values())):
             try:
                 clock.tell(*messages.get(timeout=0.5))
@@ -110,7 +109,8 @@ def facts_of(options: argparse.Namespace, lengths: Lengths, seconds: float) -> d
         "and played backwards at random",
         "first weights": "random in all models: the paper's warm-up model starts from ImageNet, "
         "and published MoViNet weights are a download, which this demo does without",
-        "training": f"Adam, {RATE:g} at most, cosine; {lengths.warm_up_epochs} epochs; T = 5, "
+        "training": f"Adam, {RATE:g} at most, cosine, gradients clipped at a norm of {CLIP_NORM:g}; "
+        f"{lengths.warm_up_epochs} epochs; T = 5, "
         f"α = 0.5, λ = {GRW_WEIGHT:g} (0 without GRW); movinet: {lengths.stream_epochs} epochs",
         "time": f"{seconds / 60:.1f} min",
         "hardware": hardware(),
