@@ -109,7 +109,7 @@ def facts_of(options: argparse.Namespace, lengths: Lengths, seconds: float) -> d
         "and played backwards at random",
         "first weights": "random in all models: the paper's warm-up model starts from ImageNet, "
         "and published MoViNet weights are a download, which this demo does without",
-        "training": f"Adam, {RATE:g} at most, cosine, gradients clipped at norm {CLIP_NORM:g}; T = 5, "
+        "training": f"Adam, {RATE:g} at most, cosine, clipped at norm {CLIP_NORM:g}; T = 5, "
         f"α = 0.5, λ = {GRW_WEIGHT:g} (0 without GRW); {lengths.warm_up_epochs} epochs; "
         f"movinet: {lengths.stream_epochs} epochs",
         "time": f"{seconds / 60:.1f} min",
