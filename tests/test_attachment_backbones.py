@@ -50,7 +50,7 @@ def test_official_movinet_trains_with_the_regulariser(endpoint):
     assert all(g is not None for g in tape.gradient(loss, stem))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_official_movinet_classifier_is_searched_inside():
     backbone = movinet_backbone("3d")
     classifier = movinet_model.MovinetClassifier(backbone, num_classes=3, output_states=False)

@@ -202,7 +202,7 @@ def test_weights_and_states_are_all_counted(a0_stream_grw):
     assert cost.step_peak_activation_bytes > cost.state_bytes
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_base_models_count_as_the_official_graph_and_the_formula():
     ours = measure(VideoClassifier(registry.get("movinet_a0")), **SHORT)
     official = movinet_model.MovinetClassifier(movinet.Movinet("a0"), num_classes=600)

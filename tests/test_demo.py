@@ -111,7 +111,20 @@ def test_a_short_run_writes_the_page_the_numbers_and_the_file(tmp_path):
     assert (tmp_path / "airplanes.tflite").stat().st_size > 1e6
     told = [line for line in run.stdout.splitlines() if line.startswith("[")]
     assert len(told) == 5  # an epoch of each, the export, the streaming
-    assert all("s left" in line for line in told)
+
+
+def test_time_left_is_by_the_speed_since_all_have_told_of_themselves(monkeypatch, capsys):
+    times = iter([0, 50, 60, 100, 100, 110])
+    demo = script(SCRIPT)
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(demo, "SHARES", {"a": 0.5, "b": 0.5})
+    clock = demo.Clock()
+    for name, done in (("a", 0.1), ("a", 0.2), ("b", 0.2), ("b", 0.2), ("a", 0.4)):
+        clock.tell(name, done, "on it")
+    *early, last = capsys.readouterr().out.splitlines()
+    assert not any("left" in line for line in early)
+    assert last.startswith("[ 30%]")
+    assert last.endswith("  70 s left")  # a tenth in 10 s, and seven of them to go
 
 
 @pytest.mark.exhaustive

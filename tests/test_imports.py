@@ -14,7 +14,7 @@ PACKAGE = Path(grw_keras.__file__).parent
 # fmt: off
 ORDER = [
     "lite",  # first: it is copied to machines that have nothing else of the package
-    "atomic", "csv_table", "hints",
+    "atomic", "csv_table", "checked", "hints",
     "lazy", "orderings", "backend", "losses", "normalization", "layer", "regularizer", "proof",
     "graph",
     "attachment", "strict_yaml", "models.names", "models.spec", "models.randomness",
@@ -62,7 +62,8 @@ NEEDS_NO_TENSORFLOW = [
     "zoo.manifest", "zoo.registry", "zoo.tables", "zoo.importers", "zoo.importers.conv_forms",
     "zoo.importers.torch_archive", "zoo.importers.torch_pickle", "zoo.importers.torch_names",
     "zoo.importers.torch_checkpoint", "zoo.importers.files", "zoo.matching", "evaluation",
-    "evaluation.published", "models", "atomic", "csv_table", "hints", "strict_yaml",
+    "evaluation.published", "models", "atomic", "csv_table", "checked", "hints",
+    "strict_yaml",
     "evaluation.metrics", "evaluation.results",
     "evaluation.tables", "figures", "trajectories", "page", "report", "labelled_video",
     *(name for name in ORDER if name.startswith("data.") and name not in NEEDS_TENSORFLOW),

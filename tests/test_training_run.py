@@ -131,7 +131,7 @@ def test_prediction_names_classes_and_writes_a_labelled_video(run, videos, capsy
         assert sum(1 for _ in written.decode(video=0)) == 45
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_export_calibrates_with_training_clips_and_writes_a_stream(run, videos, tmp_path, capsys):
     arguments = ["export", str(run), "--tflite", str(tmp_path), "--name", "bars"]
     assert cli.main([*arguments, "--quantization", "int8", "--data", str(videos)]) == 0
@@ -164,7 +164,7 @@ def test_clips_to_calibrate_with_are_from_all_over_the_split(run, videos):
         assert label == every[index][1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_prepared_records_train_alike(run, videos, tmp_path, capsys):
     records, out = tmp_path / "records", tmp_path / "run"
     splitting = ["--holdout", "0.25", "--test-regex", "set2", "--group-regex", r"seq\d+"]

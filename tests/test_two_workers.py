@@ -31,7 +31,7 @@ def weights(folder) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(folder / "model" / "model.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_workers_train_to_the_weights_of_one(videos, tmp_path):
     distributed_training.train(str(videos), str(tmp_path / "one"))
     program = [sys.executable, "-m", distributed_training.__name__]

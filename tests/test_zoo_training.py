@@ -109,7 +109,7 @@ def test_validation_between_steps_is_of_the_cross_entropy_alone(name):
     assert np.isfinite(history["val_grw_ordering"]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_fit_and_evaluate_take_a_dataset():
     model = zoo.load("mobilenet_v3_small_grw", weights=None, num_classes=4)
     data = tf.data.Dataset.from_tensor_slices((random_clips(4, FRAMES), tf.range(4))).batch(2)
@@ -179,7 +179,7 @@ def test_the_learning_rates_are_the_papers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("saved", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_the_zoo_trains_its_backbone_slowly(saved, tmp_path):
     model = zoo.load("mobilenet_v3_small_grw", weights=None, num_classes=4)
     if saved:  # Keras's own file keeps the optimiser, which is told again what is the backbone
@@ -264,7 +264,9 @@ def test_the_official_stochastic_depth_is_replaced():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("mixed_float16", marks=pytest.mark.exhaustive), "mixed_bfloat16"]
+)
 def test_models_train_in_mixed_precision_and_stream_in_float32(policy, tmp_path):
     tf_keras.mixed_precision.set_global_policy(policy)
     try:

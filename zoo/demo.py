@@ -59,11 +59,11 @@ class Clock:
         self.done[name] = done
         whole = sum(SHARES[name] * done for name, done in self.done.items())
         now, left = time.perf_counter(), ""
-        if self.reference is not None:
+        if self.reference is None:
+            self.reference = (now, whole) if all(self.done.values()) else None
+        elif whole > self.reference[1]:
             then, before = self.reference
             left = f" {(now - then) * (1 - whole) / (whole - before):4.0f} s left"
-        elif all(self.done.values()):
-            self.reference = now, whole
         print(f"[{whole:4.0%}] {f'{name}: {text}':<78}{left}", flush=True)
 
 
