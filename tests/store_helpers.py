@@ -15,7 +15,7 @@ class ArrayStore:
 
     Args:
         lengths: M of each clip.
-        size: of the frames, at most 16 px.
+        size: of the frames, px; above 16 several pixels are alike.
         bad: clips whose video can't be decoded.
     """
 

@@ -191,7 +191,7 @@ def test_a_models_stream_equals_its_clip(folders):
             np.testing.assert_allclose(logits, expected, atol=1e-5 * np.ptp(expected))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_three_steps_of_training_lower_the_loss_and_move_the_distance_bias(folders):
     root, _, _ = folders
     model = zoo.load(root / "causal", dropout=0.0)

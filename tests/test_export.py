@@ -201,6 +201,7 @@ def early(layer):
     return layer.startswith(("stem", "block0_", "block1_"))
 
 
+@dear
 def test_bounded_models_are_int8_after_their_first_stages(tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "LEAST_SNR_DB", -100.0)  # random weights keep less
     model = small("movinet_a0_stream_relu6")

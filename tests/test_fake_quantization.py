@@ -148,7 +148,7 @@ def test_gradients_are_those_of_the_float_layer_at_what_is_seen(aware, kind):
             assert tape.gradient(ours, [int8.norm.gamma, int8.norm.beta]) == [None, None]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_by_name_and_variables_stay_the_same():
     model = small()
     named, variables = model.named_weights(), model.variables
@@ -253,7 +253,7 @@ def test_relu6_models_have_depthwise_kernels_on_the_grid_of_each_channel(name, c
     assert np.isfinite(model(clips)).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mobilenets_are_treated_too(clips):
     model = small("mobilenet_v3_small_grw")
     floats = model(clips).numpy()
