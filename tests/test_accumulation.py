@@ -77,6 +77,7 @@ def test_the_smoothing_counts_in_the_update(whole):
         assert difference > 0.05 * np.abs(whole[0][place]).max()
 
 
+@pytest.mark.slow
 def test_clips_without_a_mask_and_without_windows():
     inputs, labels = batch()
     bare = (inputs["video"], labels)

@@ -112,6 +112,7 @@ def frames_of(split, count):
     return video.reshape(count, airplanes.FRAMES, -1) / 255, labels
 
 
+@pytest.mark.slow
 def test_single_frames_do_not_tell_the_class():
     (train, train_labels), (test, test_labels) = frames_of("train", 900), frames_of("test", 600)
     trees = ExtraTreesClassifier(200, random_state=0).fit(train[:, 4], train_labels)
@@ -130,6 +131,7 @@ def test_a_clip_backwards_is_a_clip_that_turns_the_other_way():
         assert np.mean(there[::-1] != back) < 1e-3
 
 
+@pytest.mark.slow
 def test_shuffled_frames_do_not_tell_the_direction():
     """What is left of a clip without its order: mean, spread and extremes of each pixel."""
 

@@ -102,6 +102,7 @@ def test_attaching_leaves_everything_as_it_was():
     assert len(cnn.get_layer("conv")._inbound_nodes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit_trains_the_base_model_and_evaluate_measures_without_the_loss(jit_compile):
     base = small_cnn()
@@ -291,6 +292,7 @@ def test_a_sequential_model_is_taken():
     assert attach(model, "z", "final", window=3).base_model is model
 
 
+@pytest.mark.slow
 def test_under_a_strategy_two_replicas_equal_one(two_replicas):
     weights = []
     for scope in (contextlib.nullcontext(), two_replicas.scope()):

@@ -22,6 +22,8 @@ from grw_keras.training import assembly, recipe, state
 from grw_keras.zoo import registry
 from tests.zoo_helpers import random_clips, randomize
 
+pytestmark = pytest.mark.slow
+
 FRAMES, LABELS = 4, tuple("abcdef")
 SMALL = {"resolution": 32, "num_classes": 6, "frames": FRAMES, "head_window": FRAMES, "window": 3}
 LARGEST = 127
@@ -162,7 +164,6 @@ def test_weights_by_name_and_variables_stay_the_same():
         np.testing.assert_array_equal(values[name], value)
 
 
-@pytest.mark.slow
 def test_a_settled_model_is_a_plain_one_that_computed_alike(aware, clips):
     model = quantization_aware(small())
     classes = [type(layer) for layer in small().submodules]
@@ -177,7 +178,6 @@ def test_a_settled_model_is_a_plain_one_that_computed_alike(aware, clips):
     assert verify.signal_to_noise_db(signal, again - signal) > 30
 
 
-@pytest.mark.slow
 def test_embeddings_are_those_of_the_int8_file(plain, aware, clips):
     """But of frames where the order of sums brings a value to the other side of a half."""
     file = quantize.dynamic(conversion.to_flatbuffer(LeanModel(plain).embed()))
@@ -239,7 +239,6 @@ def test_training_goes_on_to_the_same_bits_from_what_checkpoints_hold(clips):
     assert state.digest(state.capture(others)) == state.digest(state.capture(named))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["movinet_a0_stream_relu6_grw", "movinet_a0_relu6"])
 def test_relu6_models_have_depthwise_kernels_on_the_grid_of_each_channel(name, clips):
     model = quantization_aware(small(name))
@@ -261,7 +260,6 @@ def test_mobilenets_are_treated_too(clips):
     assert 10 < verify.signal_to_noise_db(floats, difference) < 60
 
 
-@pytest.mark.slow
 def test_a_recipe_asks_for_it(tmp_path):
     model = small()
     model.labels = LABELS

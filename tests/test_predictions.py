@@ -100,6 +100,7 @@ def predictors(transformer, causal, averaging):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "short", "batch_size"), CASES)
 def test_answers_are_those_of_each_clip_by_itself_and_of_its_stream(
     predictors, store, kind, short, batch_size
@@ -271,6 +272,7 @@ def literal_numbers(logits, labels) -> tuple[float, float]:
     return top1, -np.mean(np.log(probabilities[range(len(labels)), labels]))
 
 
+@pytest.mark.slow
 def test_a_validation_row_holds_what_the_model_has(predictors, store):
     smooth = ["val_grw_acceleration", "val_grw_order_accuracy"]
     for kind, short, size, more in (

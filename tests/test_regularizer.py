@@ -363,6 +363,7 @@ def test_weight_zero_changes_nothing():
         {"normalization": "affine", "warmup_steps": 2},
     ],
 )
+@pytest.mark.slow
 def test_two_replicas_step_equals_one_replica_step(two_replicas, options):
     weights, metrics = [], []
     for scope in (contextlib.nullcontext(), two_replicas.scope()):
@@ -377,6 +378,7 @@ def test_two_replicas_step_equals_one_replica_step(two_replicas, options):
         assert metrics[1][name][0] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_unsynchronized_statistics_differ_between_one_and_two_replicas(two_replicas):
     weights = []
     for scope in (contextlib.nullcontext(), two_replicas.scope()):
@@ -413,6 +415,7 @@ def test_synchronized_masked_loss_is_the_mean_over_all_replicas_windows(two_repl
     assert float(losses[0]) != pytest.approx(float(losses[1]), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_another_keras_backend_is_refused_with_the_way_out():
     code = "from grw_keras import GRWRegularizer; GRWRegularizer()"
     run = subprocess.run(

@@ -38,6 +38,7 @@ def slopes(function, x: np.ndarray, step: float) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 def test_losses_and_their_pulls_are_by_their_formulas(scales, model):
     clips, labels = random_clips(2, FRAMES), np.array([1, 3])
     found = [part.numpy() for part in scales.parts(model, clips, labels)]
@@ -66,6 +67,7 @@ def test_losses_and_their_pulls_are_by_their_formulas(scales, model):
         np.testing.assert_allclose(numbers, expected, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_rows_are_of_the_steps_and_of_the_embeddings_as_they_are(scales, model):
     watch = scales.Scales(model, ArrayStore([9] * 3, size=32))
     watch.on_train_begin()

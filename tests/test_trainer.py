@@ -111,6 +111,7 @@ def test_thawing_leaves_a_frozen_batch_norm_frozen(tmp_path):
     assert not any("norm" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_it_stops_when_asked_and_goes_on(tmp_path):
     notes = Notes()
     training = make_trainer(

@@ -178,6 +178,11 @@ def test_a_session_takes_camera_frames():
     )
 
 
+@pytest.fixture(scope="module")
+def mobilenet_session():
+    return small("mobilenet_v3_small").to_streaming(SIZE)
+
+
 @pytest.mark.parametrize(
     ("frame", "error", "message"),
     [
@@ -189,11 +194,10 @@ def test_a_session_takes_camera_frames():
         (np.full((8, 8, 3), np.nan), ValueError, "divide by 255"),
     ],
 )
-def test_frames_that_are_none_are_refused(frame, error, message):
-    session = small("mobilenet_v3_small").to_streaming(SIZE)
+def test_frames_that_are_none_are_refused(frame, error, message, mobilenet_session):
     with pytest.raises(error, match=message):
-        session.step(frame)
-    assert session.frames_seen == 0
+        mobilenet_session.step(frame)
+    assert mobilenet_session.frames_seen == 0
 
 
 def test_models_that_see_the_whole_clip_do_not_stream():
