@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from grw_keras.evaluation.results import ReliabilityBin
@@ -167,7 +168,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
         if count > _NAMED:
             return _large_confusion(matrix, shares, labels)
         side = 2.4 + max(0.30 * count, min(0.62 * count, 4.2))
-        figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+        figure = Figure(figsize=(side + 1.4, side), layout=ConstrainedLayoutEngine(w_pad=0.15))
         axes = figure.subplots()
         image = axes.imshow(shares, "Blues", Normalize(0, 1))
         names = [short(label, 26) for label in labels]
@@ -300,24 +301,15 @@ def accuracy_over_frames(
         axes.annotate(
             f"{shares[-1]:.1%}",
             (frames[-1], shares[-1]),
-            (0, 7),
+            (0, 7 if chance is None or shares[-1] >= chance else -15),
             textcoords="offset points",
             ha="center",
             color=PALETTE[1],
             weight="bold",
         )
         if chance is not None:
-            axes.axhline(chance, ls=":", color="#777777")
-            axes.annotate(
-                f"chance {chance:.1%}",
-                (frames[-1], chance),
-                (0, -4),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                color="#666666",
-                fontsize=8.5,
-            )
+            axes.axhline(chance, ls=":", color="#777777", label=f"chance, {chance:.1%}")
+            axes.legend(loc="upper left", fontsize=8.5)
         axes.set(xlabel="frames seen", ylabel="top-1 accuracy", ylim=(0, 1.08))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -92,6 +92,7 @@ def _export(
     from grw_keras.export.clips import MOST_CLIPS
     from grw_keras.training import again
 
+    before = set(Path(tflite).glob("*.tflite"))
     with contextlib.ExitStack() as stack:
         calibration = None
         if data is None:
@@ -110,10 +111,13 @@ def _export(
             force=force,
         )
     for file in exported.files:
-        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+        replaced = ", in place of the one before" if file in before else ""
+        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB{replaced}")
     print(exported.report)
-    for kept, layers in Counter(row.kept for row in exported.sensitivity).items():
-        print(f"{layers} layers: {kept}")
+    counts = Counter(row.kept for row in exported.sensitivity)
+    if counts:
+        told = ", ".join(f"{layers} {kept}" for kept, layers in counts.items())
+        print(f"layers: {told}; why: {exported.path.stem}_sensitivity.csv")
 
 
 def _benchmark(

@@ -1,5 +1,6 @@
 """How TFLite files run on this machine: latency, memory, and what XNNPACK takes of them."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -98,9 +99,14 @@ def benchmark(
     pairs = [(path, count) for path in with_heads(files) for count in threads]
     running = [RunningFile(path, count) for path, count in pairs]
     times_ms = _interleaved(running, frames, warmup)
-    return [
+    measured = [
         _measurement(path, count, own_ms)
         for (path, count), own_ms in zip(pairs, times_ms, strict=True)
+    ]
+    if len({path.name for path, _ in pairs}) == len({path for path, _ in pairs}):
+        return measured
+    return [
+        dataclasses.replace(m, file=str(path)) for m, (path, _) in zip(measured, pairs, strict=True)
     ]
 
 

@@ -227,7 +227,7 @@ class ModelSpec(Checked):
             "head_window": self.frames,
         }
         implied = {field: 0 for field, value in usual.items() if getattr(self, field) == value}
-        if changes.get("resolution"):
+        if isinstance(changes.get("resolution"), numbers.Real):
             implied["resize"] = round(self.resize * changes["resolution"] / self.resolution)
         return dataclasses.replace(self, **{**implied, **changes})
 

@@ -153,7 +153,8 @@ def open_split(
         )
         if split not in opened.stores:
             raise ValueError(
-                f"`split` must be one of {', '.join(opened.clips.splits())}. Received: {split!r}"
+                f"The data has no {split} clips, as --holdout of train sets them aside: choose "
+                f"`split` (--split) among {', '.join(opened.clips.splits())}. Received: {split!r}"
             )
         yield Taken(
             folder=folder,

@@ -81,7 +81,8 @@ def make_model(wanted: Recipe, labels: Sequence[str]) -> VideoClassifier:
     classes = len(labels) if part.num_classes is None else part.num_classes
     if classes != len(labels):
         raise ValueError(
-            f"`model.num_classes` must be the data's {len(labels)}, or null. Received: {classes}"
+            f"`model.num_classes` must be the data's {len(labels)}, or null (--set "
+            f"model.num_classes=null). Received: {classes}"
         )
     load = functools.partial(
         zoo.load,

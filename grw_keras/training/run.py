@@ -24,7 +24,7 @@ from grw_keras.training.recipe import Recipe
 from grw_keras.training.runs import RunFolder
 from grw_keras.training.stopping import stop_signals
 from grw_keras.training.trainer import Feed, Outcome, Trainer
-from grw_keras.zoo.loading import find_weights
+from grw_keras.zoo.loading import local_weights
 
 log = logging.getLogger("grw_keras")
 
@@ -76,7 +76,7 @@ def train(
             stack.enter_context(runs.claimed(folder))
             runs.check(folder, wanted, resume=resume)
         if wanted.model.weights is not None:
-            find_weights(wanted.model.name, wanted.model.weights)  # before videos are decoded
+            local_weights(wanted.model.name, wanted.model.weights)  # before videos are decoded
         opened = _open(own, data, folder, share, annotations, sharing)
         with objective.precision(settings.precision), strategy.scope():
             model = make_model(wanted, opened.clips.labels)
@@ -162,8 +162,9 @@ def _advise(opened: Opened, batch_size: int) -> None:
         return
     if "test" in opened.stores:
         log.warning(
-            "No clips are set aside for validation (--holdout sets some aside): the val_ numbers "
-            "of each epoch are of the test clips, so don't choose anything by them"
+            "There are no validation clips: the val_ numbers of each epoch are of the test clips, "
+            "so don't choose anything by them. Where test clips are marked (a folder test/, a "
+            "split column, --test-regex), --holdout sets others aside for validation"
         )
     else:
         log.warning(

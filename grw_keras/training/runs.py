@@ -126,7 +126,8 @@ def check(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
     )
     if changed:
         raise ValueError(
-            "To resume, the recipe must be the run's own; start a new run for another. "
+            "To resume, the recipe must be the run's own. To train its model on, start another "
+            f"run from its weights, {folder.model}. "
             f"Received: {'; '.join(changed)}"
         )
 

@@ -177,24 +177,18 @@ def find_weights(
     return manifest.find(name, text)
 
 
-def _weights(name: str, weights, ema: bool | None) -> Imported:
-    """The tensors that `weights` names."""
+def local_weights(name: str, weights: str | os.PathLike) -> Path:
+    """Where the weights are on this machine; they are downloaded if they aren't there yet.
+
+    Args:
+        name, weights: as of `find_weights`.
+
+    Raises:
+        As `find_weights`; DownloadError: no source gave them; FileNotFoundError when offline.
+    """
     found = find_weights(name, weights)
     if isinstance(found, Path):
-        return read_weights(found, ema=ema)
-    imported = read_weights(_fetch(found), ema=ema)
-    if isinstance(found, manifest.Source):
-        return imported
-    entry = found
-    return dataclasses.replace(
-        imported,
-        spec={**imported.spec, **entry.spec},
-        assumed=tuple(field for field in imported.assumed if field not in entry.spec),
-    )
-
-
-def _fetch(found: manifest.Source | manifest.WeightEntry) -> Path:
-    """Where the weights are on this machine."""
+        return found
     try:
         return download.fetch(found).path
     except (download.DownloadError, FileNotFoundError) as error:
@@ -203,6 +197,19 @@ def _fetch(found: manifest.Source | manifest.WeightEntry) -> Path:
             "(weights=None, --weights none)."
         )
         raise type(error)(f"{error}\n{hint}") from error
+
+
+def _weights(name: str, weights, ema: bool | None) -> Imported:
+    """The tensors that `weights` names."""
+    imported = read_weights(local_weights(name, weights), ema=ema)
+    entry = find_weights(name, weights)
+    if not isinstance(entry, manifest.WeightEntry):
+        return imported
+    return dataclasses.replace(
+        imported,
+        spec={**imported.spec, **entry.spec},
+        assumed=tuple(field for field in imported.assumed if field not in entry.spec),
+    )
 
 
 def _build(

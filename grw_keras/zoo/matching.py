@@ -4,7 +4,8 @@ import dataclasses
 import fnmatch
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -199,11 +200,18 @@ def fit(model, imported: Imported, skip: Sequence[str] = ()) -> Report:
             "%s: %d tensors loaded; new, to be trained: %s",
             model.spec.name,
             len(report.loaded),
-            ", ".join(sorted({name.partition("/")[0] for name in new})),
+            ", ".join(_parts(new, report.loaded)),
         )
     for note in imported.notes:
         log.warning("%s: %s", model.spec.name, note)
     return report
+
+
+def _parts(new: Iterable[str], loaded: Iterable[str]) -> list[str]:
+    """The parts of the model that are new; of those that were loaded in part, how many tensors."""
+    known = {name.partition("/")[0] for name in loaded}
+    counts = Counter(name.partition("/")[0] for name in new)
+    return [f"{n} tensors of {p}" if p in known else p for p, n in sorted(counts.items())]
 
 
 def compare(shapes: Mapping[str, tuple], tensors: Mapping[str, np.ndarray]) -> Report:

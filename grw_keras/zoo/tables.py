@@ -128,7 +128,7 @@ def _cost(cost: dict[str, str]) -> dict[str, str]:
     parts = {
         "multiply-accumulates of a clip": f"{float(cost['gmacs']):.3f} · 10⁹",
         "multiply-accumulates of a frame": cost["macs_per_frame_m"]
-        and f"{float(cost['macs_per_frame_m']):.1f} · 10⁶, the head over its whole window",
+        and f"{float(cost['macs_per_frame_m']):.1f} · 10⁶, with a transformer head over its window",
         "parameters": cost["parameters"],
         "weights": f"{_megabytes(cost['weights_bytes'])} MB",
         "states of a stream": cost["state_bytes"] and f"{_megabytes(cost['state_bytes'])} MB",

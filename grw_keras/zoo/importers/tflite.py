@@ -287,8 +287,8 @@ def _notes(network: _Network) -> tuple[str, ...]:
         for kind in sorted(set(stored) - {"FLOAT32"})
     ]
     notes.append(
-        "batch norms were folded into the convolutions: here they only add biases, and are "
-        "frozen; zoo.reestimate_batch_norm makes them trainable"
+        "batch norms were folded into the convolutions: here they only add biases, and stay "
+        "frozen, which suits fine-tuning; zoo.reestimate_batch_norm makes them trainable"
     )
     if all(layer.rezero is None for layer in network.blocks):
         notes.append("ReZero scales were folded into the projections: here they are 1")
