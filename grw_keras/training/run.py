@@ -24,7 +24,7 @@ from grw_keras.training.recipe import Recipe
 from grw_keras.training.runs import RunFolder
 from grw_keras.training.stopping import stop_signals
 from grw_keras.training.trainer import Feed, Outcome, Trainer
-from grw_keras.zoo.loading import local_weights
+from grw_keras.zoo.loading import find_weights
 
 log = logging.getLogger("grw_keras")
 
@@ -76,7 +76,7 @@ def train(
             stack.enter_context(runs.claimed(folder))
             runs.check(folder, wanted, resume=resume)
         if wanted.model.weights is not None:
-            local_weights(wanted.model.name, wanted.model.weights)  # before videos are decoded
+            find_weights(wanted.model.name, wanted.model.weights)  # before videos are decoded
         opened = _open(own, data, folder, share, annotations, sharing)
         with objective.precision(settings.precision), strategy.scope():
             model = make_model(wanted, opened.clips.labels)

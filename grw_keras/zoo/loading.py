@@ -177,18 +177,22 @@ def find_weights(
     return manifest.find(name, text)
 
 
-def local_weights(name: str, weights: str | os.PathLike) -> Path:
-    """Where the weights are on this machine; they are downloaded if they aren't there yet.
+def _weights(name: str, weights, ema: bool | None) -> Imported:
+    """The tensors that `weights` names."""
+    entry = find_weights(name, weights)
+    path = entry if isinstance(entry, Path) else _fetch(entry)
+    imported = read_weights(path, ema=ema)
+    if isinstance(entry, Path | manifest.Source):
+        return imported
+    return dataclasses.replace(
+        imported,
+        spec={**imported.spec, **entry.spec},
+        assumed=tuple(field for field in imported.assumed if field not in entry.spec),
+    )
 
-    Args:
-        name, weights: as of `find_weights`.
 
-    Raises:
-        As `find_weights`; DownloadError: no source gave them; FileNotFoundError when offline.
-    """
-    found = find_weights(name, weights)
-    if isinstance(found, Path):
-        return found
+def _fetch(found: manifest.Source | manifest.WeightEntry) -> Path:
+    """Where the weights are on this machine, downloaded if need be."""
     try:
         return download.fetch(found).path
     except (download.DownloadError, FileNotFoundError) as error:
@@ -197,19 +201,6 @@ def local_weights(name: str, weights: str | os.PathLike) -> Path:
             "(weights=None, --weights none)."
         )
         raise type(error)(f"{error}\n{hint}") from error
-
-
-def _weights(name: str, weights, ema: bool | None) -> Imported:
-    """The tensors that `weights` names."""
-    imported = read_weights(local_weights(name, weights), ema=ema)
-    entry = find_weights(name, weights)
-    if not isinstance(entry, manifest.WeightEntry):
-        return imported
-    return dataclasses.replace(
-        imported,
-        spec={**imported.spec, **entry.spec},
-        assumed=tuple(field for field in imported.assumed if field not in entry.spec),
-    )
 
 
 def _build(
