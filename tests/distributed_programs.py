@@ -120,11 +120,11 @@ def main(folder: Path) -> None:
     np.savez(
         folder / f"{own.worker}.npz", share=counts, chief=chief, steps=steps, same=same, **values
     )
-    barrier(strategy)
-    if own.worker == own.workers - 1:
-        os._exit(3)
     try:
         barrier(strategy)
+        if own.worker == own.workers - 1:
+            os._exit(3)
+        barrier(strategy)  # its death may be noticed in the one before already
     except tf.errors.UnavailableError:
         (folder / "noticed").touch()
         os._exit(0)
