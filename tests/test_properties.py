@@ -111,7 +111,10 @@ def test_gradient_is_the_slope_of_the_loss(seed, window):
 
 @pytest.mark.parametrize(
     "window",
-    [pytest.param(t, marks=[pytest.mark.exhaustive] * (t > 8)) for t in WINDOWS_OF_THEOREM_1],
+    [
+        pytest.param(t, marks=pytest.mark.exhaustive if t > 8 else [pytest.mark.slow] * (t > 5))
+        for t in WINDOWS_OF_THEOREM_1
+    ],
 )
 def test_optimal_radius_is_within_the_bound_of_theorem_1(window):
     result = smallest_loss(window)

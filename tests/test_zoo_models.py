@@ -200,6 +200,7 @@ def test_frames_that_are_none_are_refused(frame, error, message, mobilenet_sessi
     assert mobilenet_session.frames_seen == 0
 
 
+@pytest.mark.slow
 def test_models_that_see_the_whole_clip_do_not_stream():
     with pytest.raises(ValueError, match="frame by frame"):
         small("movinet_a0_relu6").to_streaming()
