@@ -420,3 +420,9 @@ def test_a_folder_of_a_similar_name_is_suggested(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileNotFoundError, match=r"Did you mean '.*/mine'\?"):
         zoo.load(f"{tmp_path}/min")
+
+
+def test_parts_that_were_loaded_in_part_are_told_by_their_number():
+    new = ["transformer/layer0/bias", "transformer/layer1/bias", "logits/kernel"]
+    loaded = ["transformer/layer0/kernel", "affine/kernel"]
+    assert matching._parts(new, loaded) == ["logits", "2 tensors of transformer"]
