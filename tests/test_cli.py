@@ -8,7 +8,7 @@ import pytest
 
 import grw_keras
 from grw_keras import cli, zoo
-from grw_keras.cli import training
+from grw_keras.cli import flags, training
 from grw_keras.training import recipe
 from grw_keras.zoo import registry
 
@@ -32,7 +32,7 @@ def test_version(capsys):
 def test_defaults_in_the_help_of_train_are_the_recipes():
     found = recipe.to_dict(recipe.from_dict({"model": {"name": "movinet_a0_stream_grw"}}))
     compared = set()
-    for key, _, text in {**training._KEYS, **training.SPLITTING}.values():
+    for key, _, text in {**training._KEYS, **flags.SPLITTING}.values():
         part, _, name = key.partition(".")
         told = re.search(r"\(([^() ]*)\)$", text)
         if told is not None and name in found[part]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from grw_keras.cli.training import SPLITTING
+from grw_keras.cli.flags import SPLITTING, add_annotations
 
 
 def add_commands(commands) -> None:
@@ -19,14 +19,7 @@ def add_commands(commands) -> None:
     )
     prepare.add_argument("--data", required=True, help="folder, .csv list, or tfds:NAME")
     prepare.add_argument("--out", required=True, metavar="DIR", help="the records' folder")
-    prepare.add_argument(
-        "--annotations",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="of Kinetics, CSV",
-    )
+    add_annotations(prepare)
     prepare.add_argument("--model", help="take frame rate and size of this model")
     prepare.add_argument("--fps", type=float, help="frames a second (5)")
     prepare.add_argument("--size", type=int, help="height and width, pixels (200)")

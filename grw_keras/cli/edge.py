@@ -5,7 +5,7 @@ import importlib.util
 from collections import Counter
 from pathlib import Path
 
-from grw_keras.cli.training import DATA
+from grw_keras.cli.flags import DATA, add_annotations, add_split
 
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 
@@ -29,20 +29,8 @@ def add_commands(commands) -> None:
         help="of weights, activations (none)",
     )
     export.add_argument("--data", help=f"{DATA} to calibrate and verify with")
-    export.add_argument(
-        "--split",
-        default="train",
-        choices=["train", "validation", "test"],
-        help="whose clips calibrate and verify (train)",
-    )
-    export.add_argument(
-        "--annotations",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="of Kinetics, CSV",
-    )
+    add_split(export, "train", "whose clips calibrate and verify")
+    add_annotations(export)
     export.add_argument(
         "--split-head",
         action="store_true",

@@ -6,7 +6,8 @@ import shlex
 import sys
 from typing import Any
 
-DATA = "folder, .csv list, prepared records or tfds:NAME"
+from grw_keras.cli.flags import DATA, SPLITTING, add_annotations
+
 # Flags that stand for one key of the recipe each.
 _KEYS: dict[str, tuple[str, Any, str]] = {
     "model": ("model.name", str, "a model of the zoo, see grw-keras list"),
@@ -24,16 +25,6 @@ _KEYS: dict[str, tuple[str, Any, str]] = {
     "workers": ("data.workers", int, "processes that decode (by the machine's cores)"),
     "cache": ("data.cache", str, "of decoded frames: auto, memory, disk or none (auto)"),
 }
-SPLITTING: dict[str, tuple[str, Any, str]] = {
-    "holdout": ("data.holdout", float, "share of the training clips to set aside (none)"),
-    "group-regex": ("data.group_regex", str, "what it matches in a name stays on one side"),
-    "test-regex": ("data.test_regex", str, "names that it is found in are the test clips"),
-    "max-bad-share": (
-        "data.max_bad_share",
-        float,
-        "share of unreadable videos to put up with (0.05)",
-    ),
-}
 
 
 def add_commands(commands) -> None:
@@ -49,14 +40,7 @@ def add_commands(commands) -> None:
     parser.add_argument("recipe", nargs="?", help="a recipe (YAML); without one: --model")
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
-    parser.add_argument(
-        "--annotations",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="of Kinetics, CSV",
-    )
+    add_annotations(parser)
     for flag, (_, kind, text) in {**_KEYS, **SPLITTING}.items():
         parser.add_argument(f"--{flag}", type=kind, help=text)
     parser.add_argument(

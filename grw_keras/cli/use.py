@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from grw_keras.cli.training import DATA
+from grw_keras.cli.flags import DATA, add_annotations, add_split
 
 
 def add_commands(commands) -> None:
@@ -18,20 +18,10 @@ def add_commands(commands) -> None:
     )
     evaluation.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
     evaluation.add_argument("--data", required=True, help=DATA)
-    evaluation.add_argument(
-        "--split",
-        default="test",
-        choices=["train", "validation", "test"],
-        help="whose clips; clips that a run was not trained with are test clips (test)",
+    add_split(
+        evaluation, "test", "whose clips; clips that a run was not trained with are test clips"
     )
-    evaluation.add_argument(
-        "--annotations",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="of Kinetics, CSV",
-    )
+    add_annotations(evaluation)
     evaluation.add_argument("--json", metavar="FILE", help="where to write the results")
     evaluation.add_argument("--csv", metavar="FILE", help="a table to append a row to")
     evaluation.add_argument("--workers", type=int, help="processes that decode")
