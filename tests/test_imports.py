@@ -49,7 +49,8 @@ ORDER = [
     "export.description", "export.verify", "export.running", "export.quantize", "export.rounding",
     "export.tflite", "export",
     "export.profiler", "export.operations", "export.measurement", "export.benchmark",
-    "cli.flags", "cli.models", "cli.training", "cli.use", "cli.data", "cli.edge", "cli", "cli.__main__",
+    "cli.flags", "cli.models", "cli.training", "cli.use", "cli.data", "cli.edge", "cli",
+    "cli.__main__",
 ]
 # fmt: on
 MODULES = {f"grw_keras.{name}" for name in ORDER}
