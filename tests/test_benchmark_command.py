@@ -207,3 +207,10 @@ def test_measuring_needs_no_tensorflow(files):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "plain.tflite" in run.stdout
     assert not {"tensorflow", "keras", "tf_keras"} & set(run.stderr.split())
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(files, tmp_path):
+    again = tmp_path / "plain.tflite"
+    again.write_bytes((files / "plain.tflite").read_bytes())
+    measured = benchmark.benchmark([files / "plain.tflite", again], [1], frames=2, warmup=0)
+    assert [m.file for m in measured] == [str(files / "plain.tflite"), str(again)]

@@ -104,3 +104,8 @@ def test_convert_makes_a_folder_that_load_reads(shared, tmp_path, capsys):
     assert (model.spec.embed_dim, model.spec.head_mlp, model.spec.window) == (16, 32, 5)
     assert cli.main(["describe", str(out)]) == 0
     assert "hard_sigmoid_keras2" in capsys.readouterr().out
+
+
+def test_settings_that_stand_apart_all_count():
+    words = ["train", "--data", "d", "--out", "o", "--set", "a=1", "b=2", "--set", "c=3"]
+    assert cli._parser().parse_args(words).set == ["a=1", "b=2", "c=3"]
