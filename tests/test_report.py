@@ -215,3 +215,8 @@ def test_a_failure_leaves_the_old_page(tmp_path):
         write_report(path, Report(title="new", history=[{"x": 1.0}]))
     assert Page(path).texts == ["old", "old"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_the_weights_before_training_are_told(tmp_path):
+    path = write_report(tmp_path / "report.html", Report(title="t", started_from="k600 <file>"))
+    assert "<dt>started from</dt><dd>k600 &lt;file&gt;</dd>" in path.read_text(encoding="utf-8")
