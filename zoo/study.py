@@ -148,10 +148,10 @@ def plan(rows: Sequence[Row]) -> Iterator[Run]:
     for weight in (0.0, 0.01, 0.1, 1.0):
         yield from each("weight", FEW_SEEDS, weight=weight, **half)
     yield from each("loss input", FEW_SEEDS, loss_input="layer_norm", **half)
-    for share in (0.25, 0.5):
-        yield from each("share", SEEDS[len(FEW_SEEDS) :], share=share)
     for frames in (5, 3):
         yield from each("frames", FEW_SEEDS, frames=frames, window=min(5, frames))
+    for share in (0.25, 0.5):
+        yield from each("share", SEEDS[len(FEW_SEEDS) :], share=share)
 
 
 def tuning(model: str, fold: str, rows: Sequence[Row]) -> Iterator[Run]:
