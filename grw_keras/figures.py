@@ -51,11 +51,11 @@ _LOSSES = {
     "cross_entropy": "cross-entropy",
     "grw_ordering": "ordering",
     "grw_speed": "speed",
-    "val_cross_entropy": "cross-entropy, validation",
+    "val_cross_entropy": "cross-entropy, {validated_on}",
 }
 _ACCURACIES = {
     "top1": "training",
-    "val_top1": "validation",
+    "val_top1": "{validated_on}",
     "grw_order_accuracy": "order of frames",
 }
 _RATES = {
@@ -82,7 +82,7 @@ def save_png(path: str | Path, figure: Figure) -> None:
     Path(path).write_bytes(png(figure))
 
 
-def curves(history: Iterable[Mapping[str, float]]) -> Figure:
+def curves(history: Iterable[Mapping[str, float]], validated_on: str = "validation") -> Figure:
     """Losses, accuracies and learning rates over the epochs.
 
     What no row has is left out.
@@ -91,6 +91,7 @@ def curves(history: Iterable[Mapping[str, float]]) -> Figure:
         history: one row per epoch, with "epoch" (default: counted from 1) and any of "loss",
             "cross_entropy", "grw_ordering", "grw_speed", "val_cross_entropy"; "top1", "val_top1",
             "grw_order_accuracy", in [0, 1]; "backbone_rate", "head_rate".
+        validated_on: the split that the "val_" numbers are of.
 
     Raises:
         ValueError: none of them is there.
@@ -126,7 +127,7 @@ def curves(history: Iterable[Mapping[str, float]]) -> Figure:
                     ms=6 if validated else 3.5,
                     mfc="none" if validated else color,
                     color=color,
-                    label=name,
+                    label=name.format(validated_on=validated_on),
                 )
             axes.set(title=title, xlabel="epoch")
             if len(rows) == 1:

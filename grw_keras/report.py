@@ -62,6 +62,7 @@ class Report:
         hardware: in words.
         started_from: the weights before training, in words.
         history: rows of `figures.curves`.
+        validated_on: as of `figures.curves`.
         embeddings: of the evaluated clips.
         worst: in the order to show.
     """
@@ -72,6 +73,7 @@ class Report:
     hardware: str = ""
     started_from: str = ""
     history: Sequence[Mapping[str, float]] = ()
+    validated_on: str = "validation"
     embeddings: Embeddings | None = None
     worst: Sequence[WorstClip] = ()
 
@@ -105,8 +107,9 @@ def _sections(report: Report, pictures: page.Pictures) -> Iterable[str]:
         yield _tiles(e)
     yield _making(report)
     if report.history:
-        curves = pictures.figure("curves", figures.curves(report.history), "curves of the training")
-        yield page.section("Training", curves)
+        curves = figures.curves(report.history, report.validated_on)
+        picture = pictures.figure("curves", curves, "curves of the training")
+        yield page.section("Training", picture)
     if e is not None:
         matrix = figures.confusion(np.array(e.confusion), [c.label for c in e.per_class])
         picture = pictures.figure("confusion", matrix, "confusion matrix")
@@ -196,6 +199,11 @@ def _embeddings(report: Report, found: Embeddings, pictures: page.Pictures) -> s
     )
     if e and e.mean_speed and e.mean_acceleration is not None:
         told += f" Mean acceleration over mean speed: {e.mean_acceleration / e.mean_speed:.2f}."
+    if e and e.order_accuracy is not None:
+        told += (
+            " Order accuracy: the share of windows of a few frames whose true order is likelier "
+            "than any other, by GRW-smoothing's random walk."
+        )
     picture = pictures.figure("trajectories", drawn, "paths of embeddings")
     return page.section("How embeddings move", f'<p class="quiet">{told}</p>{picture}')
 

@@ -77,7 +77,7 @@ def test_describe_shows_spec_cost_and_weights(capsys):
         (["convert", "nothing.pt", "--out", "x"], "No such file or folder of weights: nothing.pt"),
         (["convert", __file__, "--out", "x"], "Not a file of weights that can be read"),
         (["convert", "x.pt", "--out", "x", "--labels", sys.executable], "must be a text file"),
-        (["train", "no.yaml", "--data", "x", "--out", "x"], "no.yaml: No such file or directory"),
+        (["train", "no.yaml", "--data", "x", "--out", "x"], "No such recipe. Received: no.yaml"),
         (["benchmark", "no.tflite"], "no.tflite: No such file or directory"),
         (["evaluate", "tests/mine", "--data", "x"], "no model has this name. Received: tests/mine"),
     ],

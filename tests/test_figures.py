@@ -51,6 +51,13 @@ def test_a_value_that_only_some_epochs_have_is_drawn_where_it_is():
     np.testing.assert_allclose(axes.lines[1].get_xydata(), [(2, 2.5)])
 
 
+def test_curves_name_the_split_that_epochs_were_judged_on():
+    history = [{"loss": 3.0, "val_cross_entropy": 2.5, "top1": 0.5, "val_top1": 0.4}]
+    loss, accuracy = figures.curves(history, "test").axes
+    assert loss.lines[1].get_label() == "cross-entropy, test"
+    assert [line.get_label() for line in accuracy.lines] == ["training", "test"]
+
+
 @pytest.mark.parametrize("history", [[], [{"epoch": 1, "los": 2.0}]])
 def test_a_history_without_known_keys_is_refused(history):
     with pytest.raises(ValueError, match=r"must have some of these keys: loss,.*Received: (no|ep)"):

@@ -41,6 +41,15 @@ def tree(tmp_path_factory):
     return folder
 
 
+def test_a_wrong_number_of_classes_is_refused_before_videos_are_opened(tree, records, tmp_path):
+    choice = Choice(workers=0, cache="none", num_classes=3)
+    for data, folder in ((tree, "of videos"), (records, "of records")):
+        with pytest.raises(ValueError, match=r"must be the data's 2, or null.*Received: 3"):
+            opened(data, tmp_path / folder, choice)
+        assert not list((tmp_path / folder).iterdir())
+    opened(tree, tmp_path, dataclasses.replace(choice, num_classes=2))
+
+
 @pytest.fixture
 def torn(tmp_path):
     """Six training videos and two test videos, of which 1 + 1 hold nothing."""

@@ -338,3 +338,11 @@ def test_harmless_keys_exist():
         part, _, field = key.partition(".")
         assert part in known
         assert not field or field in known[part]
+
+
+def test_a_misspelt_recipe_is_answered_by_the_closest_file(tmp_path):
+    (tmp_path / "k400.yaml").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"Did you mean '.*k400.yaml'\? Received: .*k40.yaml"
+    ):
+        read(tmp_path / "k40.yaml")

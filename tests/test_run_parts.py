@@ -85,6 +85,34 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
         assert not folder.started()
 
 
+def test_a_run_remembers_the_command_that_began_it(tmp_path):
+    folder = RunFolder.at(tmp_path)
+    for command in ("grw-keras train …", "grw-keras train … --resume"):
+        runs.keep(folder, RECIPE, ArrayStore([9] * 4).clips, command)
+    assert folder.command.read_text(encoding="utf-8") == "grw-keras train …"
+
+
+def test_a_run_to_be_resumed_that_never_began_is_told_of(tmp_path, caplog):
+    folder = RunFolder.at(tmp_path)
+    with caplog.at_level("INFO", "grw_keras"):
+        runs.check(folder, RECIPE, resume=False)
+        assert not caplog.messages
+        runs.check(folder, RECIPE, resume=True)
+    assert caplog.messages == [f"There is no run in {tmp_path} to go on with: one begins"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "judged_by"),
+    [
+        (["train", "test", "validation"], "validation"),
+        (["train", "test"], "test"),
+        (["train"], None),
+    ],
+)
+def test_epochs_are_judged_by_validation_or_else_test_clips(splits, judged_by):
+    assert runs.monitored(splits) == judged_by
+
+
 def test_a_run_that_found_no_data_has_not_begun(tmp_path):
     out = tmp_path / "run"
     arguments = ["train", "--model", "mobilenet_v3_small_grw", "--out", str(out), "--data"]
@@ -213,13 +241,19 @@ def test_what_would_be_noticed_too_late_is_told_at_the_start(splits, batch_size,
 
 
 @pytest.mark.parametrize(
-    ("weights", "reason"),
-    [("nothing.pt", "No such file or folder of weights: nothing.pt"), ("k600", "--weights none")],
+    ("model", "weights", "reason"),
+    [
+        ("mobilenet_v3_small_grw", "nothing.pt", "No such file or folder of weights: nothing.pt"),
+        ("mobilenet_v3_small_grw", "k600", "--weights none"),
+        ("movinet_a0_stream_grw", "k600", "not tried, offline"),
+    ],
 )
-def test_weights_that_are_not_there_are_refused_before_videos_are_opened(
-    weights, reason, tmp_path, capsys, monkeypatch
+def test_weights_that_are_not_to_be_had_are_refused_before_videos_are_opened(
+    model, weights, reason, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    arguments = ["train", "--model", "mobilenet_v3_small_grw", "--weights", weights]
+    monkeypatch.setenv("GRW_KERAS_CACHE", str(tmp_path))
+    monkeypatch.setenv("GRW_KERAS_OFFLINE", "1")
+    arguments = ["train", "--model", model, "--weights", weights]
     assert cli.main([*arguments, "--data", "no videos", "--out", "runs/mine"]) == 1
     assert reason in capsys.readouterr().err

@@ -85,6 +85,7 @@ def test_a_run_leaves_a_model_its_numbers_and_a_report(run):
     assert (model.spec.frames, model.spec.resolution) == (6, SIZE)
     page = (run / "report.html").read_text()
     assert "down &amp; out" in page
+    assert "<code>grw-keras train --model mobilenet_v3_small_grw" in page
     assert "set1_seq09_r.mp4" not in page  # a bad video, but none of the test clips
 
 

@@ -40,6 +40,7 @@ class Choice(Checked):
     Args:
         annotations: Kinetics annotation files; then `data` is the folder of their clips.
         labels: the classes in a model's order, the data's among them; None: the data's own.
+        num_classes: that the data must have; None: any number.
         holdout, group_regex, test_regex, seed: as of `splits.assign`.
         known: an earlier run's split of each clip's name, to be kept: then the clips are split as
             by `splits.reassign`, and the four above play no part.
@@ -56,6 +57,7 @@ class Choice(Checked):
 
     annotations: Sequence[str | os.PathLike] = ()
     labels: Sequence[str] | None = None
+    num_classes: int | None = None
     holdout: float | None = None
     group_regex: str | None = None
     test_regex: str | None = None
@@ -143,6 +145,7 @@ def open_data(
     if str(data).startswith(TFDS_PREFIX):
         name = str(data).removeprefix(TFDS_PREFIX)
         source = tfds_source.open_tfds(name, fps=choice.source_fps)
+        _check_classes(choice.labels or source.labels, choice)
         told = _named(progress, "preparing records")
         data = tfds_source.prepare_tfds(
             source, folder / "records", fps=fps, size=size, progress=told
@@ -163,6 +166,7 @@ def _open_videos(
     told: Progress | None,
 ) -> Opened:
     clips = sources.read(data, annotations=choice.annotations, labels=choice.labels)
+    _check_classes(clips.labels, choice)
     clips = _assign(clips, choice)
     wanted = clips.subset(i for i, clip in enumerate(clips.clips) if clip.split in only)
     workers = decoders(choice.workers, choice.sharing)
@@ -205,6 +209,14 @@ def _check_splits(only: Sequence[str]) -> None:
                 f"`only` must name splits: {', '.join(map(repr, SPLITS))}. {hint}"
                 f"Received: {split!r}"
             )
+
+
+def _check_classes(labels: Sequence[str], choice: Choice) -> None:
+    if choice.num_classes not in (None, len(labels)):
+        raise ValueError(
+            f"`model.num_classes` must be the data's {len(labels)}, or null (--set "
+            f"model.num_classes=null). Received: {choice.num_classes}"
+        )
 
 
 def _assign(clips: ClipSet, choice: Choice) -> ClipSet:
@@ -285,6 +297,7 @@ def _open_records(
         )
     parts: list[FrameStore] = [RecordStore(data, split) for split in record_files.shards(data)]
     labels = parts[0].clips.labels if choice.labels is None else choice.labels
+    _check_classes(labels, choice)
     clips = ClipSet(tuple(clip for part in parts for clip in part.clips.clips), tuple(labels))
     clips = _assign(clips, choice)
     stores = {

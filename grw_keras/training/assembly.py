@@ -50,6 +50,7 @@ def open_run_data(
     choice = Choice(
         annotations=annotations,
         labels=labels,
+        num_classes=wanted.model.num_classes,
         holdout=part.holdout,
         group_regex=part.group_regex,
         test_regex=part.test_regex,
@@ -78,17 +79,11 @@ def make_model(wanted: Recipe, labels: Sequence[str]) -> VideoClassifier:
     changes: dict[str, Any] = {**part.spec, "seed": settings.seed}
     if settings.frozen_batch_norm is not None:
         changes["frozen_batch_norm"] = settings.frozen_batch_norm
-    classes = len(labels) if part.num_classes is None else part.num_classes
-    if classes != len(labels):
-        raise ValueError(
-            f"`model.num_classes` must be the data's {len(labels)}, or null (--set "
-            f"model.num_classes=null). Received: {classes}"
-        )
     load = functools.partial(
         zoo.load,
         part.name,
         part.weights,
-        num_classes=classes,
+        num_classes=len(labels),
         ema=part.ema_weights,
         compile=False,
         **changes,

@@ -17,7 +17,7 @@ from grw_keras.evaluation.evaluating import evaluate, sampling_of
 from grw_keras.evaluation.predictions import Predictions
 from grw_keras.evaluation.results import Evaluation
 from grw_keras.report import Embeddings, Report, WorstClip, write_report
-from grw_keras.training import recipe
+from grw_keras.training import recipe, runs
 from grw_keras.training.recipe import Recipe
 from grw_keras.training.runs import RunFolder
 
@@ -78,6 +78,7 @@ def conclude(
         hardware=hardware(),
         started_from="random weights" if wanted.model.weights is None else wanted.model.weights,
         history=history,
+        validated_on=runs.monitored(folder.read_splits().values()) or "",
         embeddings=embeddings,
         worst=worst_clips(found, store, sampling),
     )

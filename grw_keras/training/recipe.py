@@ -12,6 +12,7 @@ import yaml
 
 from grw_keras import atomic, strict_yaml
 from grw_keras.data.transforms import Augmentation
+from grw_keras.hints import did_you_mean
 from grw_keras.training.recipe_checks import Part, plain
 from grw_keras.zoo import registry
 
@@ -219,8 +220,14 @@ def read(path: str | os.PathLike) -> Recipe:
     Raises:
         ValueError: an unknown, missing, repeated, mistyped or out-of-range key; names the file,
             the key and what comes closest.
+        FileNotFoundError: no such file.
     """
     path = Path(path)
+    if not path.exists():
+        near = path.parent.iterdir() if path.parent.is_dir() else ()
+        raise FileNotFoundError(
+            f"No such recipe. {did_you_mean(str(path), map(str, near))}Received: {path}"
+        )
     data = strict_yaml.load(path)
     try:
         return from_dict(data)

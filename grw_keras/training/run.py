@@ -24,7 +24,7 @@ from grw_keras.training.recipe import Recipe
 from grw_keras.training.runs import RunFolder
 from grw_keras.training.stopping import stop_signals
 from grw_keras.training.trainer import Feed, Outcome, Trainer
-from grw_keras.zoo.loading import find_weights
+from grw_keras.zoo.loading import fetch, find_weights
 
 log = logging.getLogger("grw_keras")
 
@@ -76,13 +76,13 @@ def train(
             stack.enter_context(runs.claimed(folder))
             runs.check(folder, wanted, resume=resume)
         if wanted.model.weights is not None:
-            find_weights(wanted.model.name, wanted.model.weights)  # before videos are decoded
+            fetch(find_weights(wanted.model.name, wanted.model.weights))  # before any video is read
         opened = _open(own, data, folder, share, annotations, sharing)
         with objective.precision(settings.precision), strategy.scope():
             model = make_model(wanted, opened.clips.labels)
         _check_fit(model.spec, expected_spec(wanted))
         if chief:
-            runs.keep(folder, wanted, opened.clips)
+            runs.keep(folder, wanted, opened.clips, command)
         feed = make_feed(own, model.spec, opened, strategy, on_bad=_warn)
         with strategy.scope():
             objective.compile_model(model, settings, feed.plan.steps(settings.epochs))
@@ -90,7 +90,7 @@ def train(
         if outcome.finished:
             _export(trainer, model, folder, chief)
             if chief:
-                _conclude(folder, wanted, opened, outcome, data, command)
+                _conclude(folder, wanted, opened, outcome, data)
         elif chief:
             log.warning(
                 "Stopped at step %d of %d; go on with --resume", outcome.step, trainer.steps
@@ -184,7 +184,7 @@ def _run(
 ) -> tuple[Trainer, Outcome]:
     """Trains, with whoever is to be told of it."""
     settings, chief = wanted.training, distribution.is_chief(strategy)
-    monitored = next((s for s in ("validation", "test") if s in opened.stores), None)
+    monitored = runs.monitored(opened.stores)
     terminal = Terminal(feed.plan.steps(settings.epochs), settings.batch_size)
     listeners: list[Listener] = [terminal] if chief else []
     with stop_signals() as stop, terminal if chief else contextlib.nullcontext():
@@ -255,9 +255,7 @@ def _export(trainer: Trainer, model: VideoClassifier, folder: RunFolder, chief: 
         shutil.copytree(folder.best, folder.model, dirs_exist_ok=True)
 
 
-def _conclude(
-    folder: RunFolder, wanted: Recipe, opened: Opened, outcome: Outcome, data, command: str
-) -> None:
+def _conclude(folder: RunFolder, wanted: Recipe, opened: Opened, outcome: Outcome, data) -> None:
     """Evaluates what was saved, on the test clips or else the validation clips, and reports."""
     split = next((name for name in ("test", "validation") if name in opened.stores), None)
     if split is None:
@@ -271,7 +269,7 @@ def _conclude(
         split,
         history=outcome.history,
         data=str(data),
-        command=command,
+        command=folder.command.read_text(encoding="utf-8"),
         bad=opened.bad_of(split),
     )
     log.info("%s top-1 %.3f; report: %s", split, evaluation.top1, folder.report)

@@ -4,26 +4,30 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from grw_keras import atomic
 from grw_keras.data.clips import ClipSet
 from grw_keras.training import recipe
 from grw_keras.training.recipe import Recipe
+
+log = logging.getLogger("grw_keras")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """Paths in a run's folder.
 
-    `recipe.yaml`, all that the run was told; `clips.csv`, every clip with its split;
-    `bad_videos.csv`; `scan.json`, what is known of the videos; `frames/`, with `cache: disk`, or
-    `records/`, of a TFDS data set; `checkpoints/`; `history.csv`, a row for each epoch;
-    `tensorboard/`; `best/`, with early stopping; `model/`, what `zoo.load` reads;
+    `recipe.yaml`, all that the run was told; `command.txt`, that began it; `clips.csv`, every clip
+    with its split; `bad_videos.csv`; `scan.json`, what is known of the videos; `frames/`, with
+    `cache: disk`, or `records/`, of a TFDS data set; `checkpoints/`; `history.csv`, a row for each
+    epoch; `tensorboard/`; `best/`, with early stopping; `model/`, what `zoo.load` reads;
     `results_SPLIT.json`; `report.html` with `images/`, of evaluations of another split
     `report_SPLIT.html` with `report_SPLIT_images/`, and in `evaluation/` what was opened for them.
     """
@@ -82,6 +86,10 @@ class RunFolder:
             )
         return recipe.read(self.recipe)
 
+    @property
+    def command(self) -> Path:
+        return self.path / "command.txt"
+
     def read_splits(self) -> dict[str, str]:
         """The split that each clip of the run has, by name."""
         with self.clips.open(newline="", encoding="utf-8") as file:
@@ -115,6 +123,8 @@ def check(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
         ValueError: to go on, with a recipe that would end elsewhere; says what differs.
     """
     if not folder.started():
+        if resume:
+            log.info("There is no run in %s to go on with: one begins", folder.path)
         return
     if not resume:
         raise FileExistsError(
@@ -132,8 +142,10 @@ def check(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
         )
 
 
-def keep(folder: RunFolder, wanted: Recipe, clips: ClipSet) -> None:
+def keep(folder: RunFolder, wanted: Recipe, clips: ClipSet, command: str = "") -> None:
     """Writes what the run is made of, from where on it has begun: its clips, then its recipe.
+
+    The command is that of the beginning: resumed runs end as if they had never stopped.
 
     Raises:
         ValueError: a run that goes on, with other clips or splits.
@@ -146,7 +158,14 @@ def keep(folder: RunFolder, wanted: Recipe, clips: ClipSet) -> None:
             f"Received: others than in {folder.clips}; compare it with {fresh}"
         )
     os.replace(fresh, folder.clips)
+    if not folder.command.exists():
+        atomic.write_text(folder.command, command)
     recipe.write(wanted, folder.recipe)
+
+
+def monitored(splits: Collection[str]) -> str | None:
+    """The split that epochs are judged by: validation or else test clips, of those there are."""
+    return next((split for split in ("validation", "test") if split in splits), None)
 
 
 def identity(wanted: Recipe, clips: Sequence[str]) -> dict[str, Any]:

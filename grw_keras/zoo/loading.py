@@ -177,22 +177,14 @@ def find_weights(
     return manifest.find(name, text)
 
 
-def _weights(name: str, weights, ema: bool | None) -> Imported:
-    """The tensors that `weights` names."""
-    entry = find_weights(name, weights)
-    path = entry if isinstance(entry, Path) else _fetch(entry)
-    imported = read_weights(path, ema=ema)
-    if isinstance(entry, Path | manifest.Source):
-        return imported
-    return dataclasses.replace(
-        imported,
-        spec={**imported.spec, **entry.spec},
-        assumed=tuple(field for field in imported.assumed if field not in entry.spec),
-    )
+def fetch(found: Path | manifest.Source | manifest.WeightEntry) -> Path:
+    """Where weights of `find_weights` are on this machine, downloaded if need be.
 
-
-def _fetch(found: manifest.Source | manifest.WeightEntry) -> Path:
-    """Where the weights are on this machine, downloaded if need be."""
+    Raises:
+        DownloadError: no source gave them; FileNotFoundError when offline.
+    """
+    if isinstance(found, Path):
+        return found
     try:
         return download.fetch(found).path
     except (download.DownloadError, FileNotFoundError) as error:
@@ -201,6 +193,19 @@ def _fetch(found: manifest.Source | manifest.WeightEntry) -> Path:
             "(weights=None, --weights none)."
         )
         raise type(error)(f"{error}\n{hint}") from error
+
+
+def _weights(name: str, weights, ema: bool | None) -> Imported:
+    """The tensors that `weights` names."""
+    entry = find_weights(name, weights)
+    imported = read_weights(fetch(entry), ema=ema)
+    if isinstance(entry, Path | manifest.Source):
+        return imported
+    return dataclasses.replace(
+        imported,
+        spec={**imported.spec, **entry.spec},
+        assumed=tuple(field for field in imported.assumed if field not in entry.spec),
+    )
 
 
 def _build(
