@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -13,3 +14,10 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def did_you_mean_path(path: Path) -> str:
+    """As `did_you_mean`, of a path that isn't there, with what lies in its folder."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    close = difflib.get_close_matches(path.name, [other.name for other in beside], n=1)
+    return f"Did you mean '{path.parent / close[0]}'? " if close else ""

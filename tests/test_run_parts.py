@@ -254,6 +254,7 @@ def test_weights_that_are_not_to_be_had_are_refused_before_videos_are_opened(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRW_KERAS_CACHE", str(tmp_path))
     monkeypatch.setenv("GRW_KERAS_OFFLINE", "1")
+    (tmp_path / "no videos").mkdir()
     arguments = ["train", "--model", model, "--weights", weights]
     assert cli.main([*arguments, "--data", "no videos", "--out", "runs/mine"]) == 1
     assert reason in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_the_figure_has_the_mean_of_each_model_in_each_panel(page, rows):
 
 def test_pulls_are_told_with_their_weight(page):
     row = dict.fromkeys(("cross_entropy", "ordering", "speed", "rms_z", "mean_speed"), "2")
-    row |= {"weight": "0.1", "step": "15", "pull_entropy": "0.5", "pull_grw": "3"}
+    row |= {"weight": "0.1", "step": "15", "pull_cross_entropy": "0.5", "pull_grw": "3"}
     row |= {"shrinking": "0.25", "acceleration_over_speed": "1.25"}
     text = "\n".join(page.pulls([row]))
     assert "| 0.1 | 15 | 2 | 2 | 2 | 0.5 | 0.3 | 25% | 2 | 2 | 1.250 |" in text

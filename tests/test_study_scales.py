@@ -79,3 +79,6 @@ def test_rows_are_of_the_steps_and_of_the_embeddings_as_they_are(scales, model):
     assert float(first["acceleration_over_speed"]) > 0
     for row in first.values():
         assert np.isfinite(float(row))
+    page = script(Path(__file__).parents[1] / "zoo" / "study_page.py")
+    text = list(page.pulls([{"weight": "0.1"} | row for row in watch.rows]))
+    assert sum(line.startswith("| 0.1 | ") for line in text) == 2

@@ -1,6 +1,6 @@
 """The demo's page, with the picture of the paper's figure 2."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +12,8 @@ from matplotlib.ticker import PercentFormatter
 from grw_keras import figures, page
 from grw_keras.data import airplanes
 from grw_keras.trajectories import draw_trajectories
+
+Numbers = Mapping[str, float]
 
 
 def figure_two(runs: Mapping[str, WarmUp], labels: np.ndarray) -> Figure:
@@ -58,8 +60,6 @@ def parts(
     """The page from top to bottom."""
     pictures = page.Pictures(out / "images")
     plain, smoothed = (run.numbers() for run in runs.values())
-    numbers = streamed.numbers(test.labels)
-    moves = [f"{n['acceleration_over_speed']:.2f}" for n in (smoothed, plain)]
     yield "<h1>What GRW-smoothing does: Airplanes</h1>"
     yield (
         "<p>Model airplanes yaw, pitch or roll from a random pose. No single frame tells which: "
@@ -69,7 +69,21 @@ def parts(
         f"that is clearly smoother, {GRW_WEIGHT:g}; the default is the paper's, which saw accuracy "
         "drop at 1 on other data.</p>"
     )
-    yield page.tiles(
+    yield tiles(plain, smoothed, streamed)
+    yield page.section("The clips", example_clips(test, pictures))
+    drawn = pictures.figure("figure2", figure_two(runs, test.labels), "paths of embeddings")
+    yield page.section("How embeddings move", figure_with_reading(drawn))
+    yield comparison(tuple(runs), plain, smoothed)
+    curves = pictures.figure("accuracy", accuracy_curves(runs), "accuracy over epochs")
+    yield page.section("Training", curves)
+    yield page.section("As a stream", stream(streamed, test.labels, pictures, stream_epochs))
+    yield page.section("How it was made", f'<div class="card">{page.facts(facts)}</div>')
+
+
+def tiles(plain: Numbers, smoothed: Numbers, streamed: Streamed) -> str:
+    """The numbers that count."""
+    moves = [f"{n['acceleration_over_speed']:.2f}" for n in (smoothed, plain)]
+    return page.tiles(
         {
             "accuracy with GRW": f"{smoothed['accuracy']:.0%}",
             "accuracy without GRW": f"{plain['accuracy']:.0%}",
@@ -78,6 +92,10 @@ def parts(
             "a frame of it on this machine": f"{np.median(streamed.latency_ms):.2f} ms",
         }
     )
+
+
+def example_clips(test: Clips, pictures: page.Pictures) -> str:
+    """Frames of one clip of each class."""
     strips = "".join(
         f"<div>{name}</div>{pictures.strip(test.video[label], f'an airplane: {name}')}"
         for label, name in enumerate(airplanes.CLASSES)
@@ -86,9 +104,11 @@ def parts(
         f"A test clip of each class: {page.STRIP_FRAMES} of its {airplanes.FRAMES} frames, "
         f"{SIZE} pixels wide as the models see them."
     )
-    clips = f'<p class="quiet">{told}</p><div class="card clip">{strips}</div>'
-    yield page.section("The clips", clips)
-    drawn = pictures.figure("figure2", figure_two(runs, test.labels), "paths of embeddings")
+    return f'<p class="quiet">{told}</p><div class="card clip">{strips}</div>'
+
+
+def figure_with_reading(drawn: str) -> str:
+    """Figure 2 between what it is and how it is read."""
     told = (
         "After the paper's figure 2. Each point is a frame of a test clip, in the plane of the "
         "first two principal components of all test embeddings; numbers count frames. Drawn are "
@@ -104,27 +124,32 @@ def parts(
         "over the mean length of a step. The last row says how much of the embeddings' variance "
         "the plane shows."
     )
-    shown = f'<p class="quiet">{told}</p>{drawn}<p>{reading}</p>'
-    yield page.section("How embeddings move", shown)
-    heading = ["on the test clips", *runs]
+    return f'<p class="quiet">{told}</p>{drawn}<p>{reading}</p>'
+
+
+def comparison(names: Sequence[str], plain: Numbers, smoothed: Numbers) -> str:
+    """The numbers beside figure 2."""
+    shown = {
+        "mean acceleration over mean speed": ("acceleration_over_speed", ".3f"),
+        "accuracy": ("accuracy", ".1%"),
+        "share of variance in the plane of the figure": ("variance_in_two_components", ".1%"),
+    }
     rows = [
-        [
-            "mean acceleration over mean speed",
-            *(f"{n['acceleration_over_speed']:.3f}" for n in (plain, smoothed)),
-        ],
-        ["accuracy", *(f"{n['accuracy']:.1%}" for n in (plain, smoothed))],
-        [
-            "share of variance in the plane of the figure",
-            *(f"{n['variance_in_two_components']:.1%}" for n in (plain, smoothed)),
-        ],
+        [title, *(format(numbers[key], form) for numbers in (plain, smoothed))]
+        for title, (key, form) in shown.items()
     ]
-    yield page.table(heading, rows)
-    by_frames = figures.accuracy_over_frames(
-        streamed.by_frames(test.labels), airplanes.FPS, 1 / len(airplanes.CLASSES)
+    return page.table(["on the test clips", *names], rows)
+
+
+def stream(streamed: Streamed, labels: np.ndarray, pictures: page.Pictures, epochs: int) -> str:
+    """What the TFLite file is and answers."""
+    why = (
+        "The way from a model to a phone, at a small size: movinet_a0_stream_grw, from random "
+        f"weights, trained for only {epochs} epochs so that this page is soon there. Its "
+        "accuracy is that of a short training; what counts here is that the file answers frame by "
+        "frame as the model does on whole clips."
     )
-    curves = pictures.figure("accuracy", accuracy_curves(runs), "accuracy over epochs")
-    frames = pictures.figure("stream", by_frames, "accuracy of the stream over frames seen")
-    yield page.section("Training", curves)
+    numbers = streamed.numbers(labels)
     p90_ms = np.percentile(streamed.latency_ms, 90)
     told = page.facts(
         {
@@ -139,11 +164,8 @@ def parts(
             f"{p90_ms:.2f} ms: resize, model, softmax; one thread of this machine",
         }
     )
-    why = (
-        "The way from a model to a phone, at a small size: movinet_a0_stream_grw, from random "
-        f"weights, trained for only {stream_epochs} epochs so that this page is soon there. Its "
-        "accuracy is that of a short training; what counts here is that the file answers frame by "
-        "frame as the model does on whole clips."
+    by_frames = figures.accuracy_over_frames(
+        streamed.by_frames(labels), airplanes.FPS, 1 / len(airplanes.CLASSES)
     )
-    yield page.section("As a stream", f'<p>{why}</p><div class="card">{told}</div>{frames}')
-    yield page.section("How it was made", f'<div class="card">{page.facts(facts)}</div>')
+    frames = pictures.figure("stream", by_frames, "accuracy of the stream over frames seen")
+    return f'<p>{why}</p><div class="card">{told}</div>{frames}'

@@ -213,7 +213,7 @@ def pulls(scales: Sequence[Row]) -> Iterator[str]:
         pull = weight * float(row["pull_grw"])
         cells = [f"{weight:g}", row["step"]]
         cells += [f"{float(row[key]):.3g}" for key in ("cross_entropy", "ordering", "speed")]
-        cells += [f"{float(row['pull_entropy']):.3g}", f"{pull:.3g}"]
+        cells += [f"{float(row['pull_cross_entropy']):.3g}", f"{pull:.3g}"]
         cells += [f"{float(row['shrinking']):.0%}"]
         cells += [f"{float(row[key]):.3g}" for key in ("rms_z", "mean_speed")]
         found.append([*cells, f"{float(row['acceleration_over_speed']):.3f}"])

@@ -201,6 +201,16 @@ def _open_videos(
     return Opened(clips=clips.subset(kept), stores=stores, bad=bad)
 
 
+def check_exists(data: str | os.PathLike) -> None:
+    """A first look at data of `open_data`, at no cost; what TFDS has is seen when it is opened.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+    """
+    if not str(data).startswith(TFDS_PREFIX):
+        sources.check_exists(Path(data))
+
+
 def _check_splits(only: Sequence[str]) -> None:
     for split in only:
         if split not in SPLITS:

@@ -1,6 +1,5 @@
 """read: the clips of whatever data a user has, by what it looks like."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from grw_keras.data.csv_source import from_csv
 from grw_keras.data.folder_source import from_folder
 from grw_keras.data.kinetics import COLUMNS as KINETICS_COLUMNS
 from grw_keras.data.kinetics import from_kinetics
+from grw_keras.hints import did_you_mean_path
 
 __all__ = ["Clip", "ClipSet", "from_csv", "from_folder", "from_kinetics", "read"]
 
@@ -35,13 +35,7 @@ def read(
         ValueError: what is there is not as described.
     """
     path = Path(data)
-    if not path.exists():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, beside, n=1)
-        hint = f" Did you mean {path.parent / close[0]}?" if close else ""
-        raise FileNotFoundError(
-            f"`data` must be a folder or a .csv file that exists.{hint} Received: {path}"
-        )
+    check_exists(path)
     if annotations:
         return from_kinetics(path, annotations, labels=labels)
     if path.is_dir():
@@ -55,3 +49,16 @@ def read(
                 f"`annotations`. Received: data={str(path)!r}"
             )
     return from_csv(path, labels=labels)
+
+
+def check_exists(path: Path) -> None:
+    """Sees that there is something of that name.
+
+    Raises:
+        FileNotFoundError: there isn't; names the closest there is.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            "`data` must be a folder or a .csv file that exists. "
+            f"{did_you_mean_path(path)}Received: {path}"
+        )

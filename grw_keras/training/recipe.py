@@ -12,7 +12,7 @@ import yaml
 
 from grw_keras import atomic, strict_yaml
 from grw_keras.data.transforms import Augmentation
-from grw_keras.hints import did_you_mean
+from grw_keras.hints import did_you_mean_path
 from grw_keras.training.recipe_checks import Part, plain
 from grw_keras.zoo import registry
 
@@ -224,10 +224,7 @@ def read(path: str | os.PathLike) -> Recipe:
     """
     path = Path(path)
     if not path.exists():
-        near = path.parent.iterdir() if path.parent.is_dir() else ()
-        raise FileNotFoundError(
-            f"No such recipe. {did_you_mean(str(path), map(str, near))}Received: {path}"
-        )
+        raise FileNotFoundError(f"No such recipe. {did_you_mean_path(path)}Received: {path}")
     data = strict_yaml.load(path)
     try:
         return from_dict(data)

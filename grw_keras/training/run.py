@@ -11,7 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras
 
-from grw_keras.data.opening import Opened, decoders
+from grw_keras.data.opening import Opened, check_exists, decoders
 from grw_keras.evaluation import evaluating
 from grw_keras.evaluation.predictions import Predictor
 from grw_keras.models import pretrained
@@ -76,7 +76,8 @@ def train(
             stack.enter_context(runs.claimed(folder))
             runs.check(folder, wanted, resume=resume)
         if wanted.model.weights is not None:
-            fetch(find_weights(wanted.model.name, wanted.model.weights))  # before any video is read
+            check_exists(data)  # before a download, and that before any video is read
+            fetch(find_weights(wanted.model.name, wanted.model.weights))
         opened = _open(own, data, folder, share, annotations, sharing)
         with objective.precision(settings.precision), strategy.scope():
             model = make_model(wanted, opened.clips.labels)

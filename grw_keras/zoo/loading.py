@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grw_keras.hints import did_you_mean
+from grw_keras.hints import did_you_mean_path
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec, check_fields
@@ -141,10 +141,8 @@ def _find(name) -> tuple[ModelSpec, Imported | None]:
             f"folder. A .keras file is for tf_keras.models.load_model. Received: name={text!r}"
         )
     if isinstance(name, os.PathLike) or os.sep in text:
-        beside = Path(text).parent
-        known = map(str, beside.iterdir()) if beside.is_dir() else ()
         raise FileNotFoundError(
-            f"No such folder, and no model has this name. {did_you_mean(text, known)}"
+            f"No such folder, and no model has this name. {did_you_mean_path(Path(text))}"
             f"Received: {text}"
         )
     return registry.get(text), None
