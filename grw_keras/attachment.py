@@ -13,6 +13,7 @@ from grw_keras import graph
 from grw_keras.losses import ShortClipError
 from grw_keras.proof import POOLED, prove
 from grw_keras.regularizer import GRWRegularizer
+from grw_keras.tracing import TracedOnce
 
 NORMALIZATION = {"intermediate": "batch", "final": None}  # figure 3, figure 4
 STATE_PREFIX = "state_"  # of the official MoViNet's stream buffers among its outputs
@@ -36,7 +37,7 @@ class Endpoint(NamedTuple):
         return f"{self.path} [{shape}]"
 
 
-class GRWModel(tf_keras.Model):
+class GRWModel(TracedOnce):
     """A functional model whose endpoint passes through a `GRWRegularizer` in training.
 
     Outputs, weights and their order are the base model's (the weights that the regulariser

@@ -127,6 +127,18 @@ def test_fit_trains_the_base_model_and_evaluate_measures_without_the_loss(jit_co
     np.testing.assert_allclose(attached.predict(CLIPS, verbose=0), base(CLIPS), atol=1e-5)
 
 
+def test_the_training_step_is_traced_once(monkeypatch):
+    traced = []
+    step = tf_keras.Model.train_step
+    monkeypatch.setattr(
+        tf_keras.Model, "train_step", lambda self, data: traced.append(0) or step(self, data)
+    )
+    attached = attach(small_cnn(), "bn", window=3)
+    attached.compile("adam", CROSS_ENTROPY)
+    attached.fit(CLIPS, LABELS, epochs=2, verbose=0)
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_validation_after_training_adds_no_smoothness_loss(run_eagerly):
     base = small_cnn()

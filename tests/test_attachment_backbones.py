@@ -27,10 +27,8 @@ def movinet_backbone(pooling="2d", **options):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "endpoint", ["block2_layer1", pytest.param("head", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("endpoint", ["block2_layer1", "head"])
 def test_official_movinet_trains_with_the_regulariser(endpoint):
     base = movinet_backbone()
     before = base.get_weights()
@@ -62,7 +60,7 @@ def test_official_movinet_classifier_is_searched_inside():
     assert np.isfinite(history["grw_ordering"][0])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stock_mobilenet_v3_in_time_distributed():
     cnn = tf_keras.applications.MobileNetV3Small(
         input_shape=(32, 32, 3),

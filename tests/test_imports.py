@@ -16,7 +16,7 @@ ORDER = [
     "lite",  # first: it is copied to machines that have nothing else of the package
     "atomic", "csv_table", "checked", "hints",
     "lazy", "orderings", "backend", "losses", "normalization", "layer", "regularizer", "proof",
-    "graph",
+    "graph", "tracing",
     "attachment", "strict_yaml", "models.names", "models.spec", "models.randomness",
     "models.conv3d", "models.movinet", "models.mobilenet", "models.head", "models.causal_head",
     "models.optimizer",

@@ -35,8 +35,10 @@ def cases_of(reference, window, alpha):
     return [np.nonzero(chosen & (widths == width))[0] for width in np.unique(widths[chosen])]
 
 
-# α is added after the orderings are compared: the dear way of comparing them has one.
-AUTHORS_CASES = [("auto", alpha) for alpha in ALPHAS] + [("exact", ALPHAS[-1])]
+# α is added after the orderings are compared: the dear way of comparing them has one, and so have
+# backends other than TensorFlow, to which the same code is dear to compile.
+AUTHORS_CASES = [("auto", alpha) for alpha in (ALPHAS if BACKEND == "tensorflow" else ALPHAS[1:2])]
+AUTHORS_CASES += [("exact", ALPHAS[-1])]
 
 
 @pytest.mark.parametrize("window", range(3, 8))

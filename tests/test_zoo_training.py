@@ -105,7 +105,12 @@ def test_the_table_of_models_is_whole():
         pytest.param("mobilenet_v3_small_intermediate", marks=pytest.mark.exhaustive),
     ],
 )
-def test_validation_between_steps_is_of_the_cross_entropy_alone(name):
+def test_training_is_traced_once_and_validation_is_of_the_cross_entropy_alone(name, monkeypatch):
+    traced = []
+    step = VideoClassifier.train_step
+    monkeypatch.setattr(
+        VideoClassifier, "train_step", lambda self, data: traced.append(0) or step(self, data)
+    )
     model = zoo.load(name, weights=None, num_classes=4)
     data = tf.data.Dataset.from_tensor_slices((random_clips(4, FRAMES), tf.range(4))).batch(4)
     history = model.fit(data, validation_data=data, epochs=2, verbose=0).history
@@ -113,6 +118,7 @@ def test_validation_between_steps_is_of_the_cross_entropy_alone(name):
     cross_entropy = model.loss(tf.range(4), logits)
     assert history["val_loss"][-1] == pytest.approx(float(cross_entropy), rel=1e-4)
     assert np.isfinite(history["val_grw_ordering"]).all()
+    assert len(traced) == 1
 
 
 @pytest.mark.exhaustive
@@ -245,7 +251,10 @@ def test_replicas_draw_their_own_numbers(two_replicas):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["movinet_a0_stream", "mobilenet_v3_small_grw"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("movinet_a0_stream", marks=pytest.mark.exhaustive), "mobilenet_v3_small_grw"],
+)
 def test_a_run_can_be_repeated_and_resumed(name):
     clips = random_clips(2, FRAMES)
     model = zoo.load(name, weights=None, num_classes=4, dropout=0.5, stochastic_depth=0.5, seed=7)

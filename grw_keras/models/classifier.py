@@ -17,12 +17,13 @@ from grw_keras.models.spec import FEATURE_WIDTHS, ModelSpec
 from grw_keras.models.streaming import StreamSession
 from grw_keras.normalization import pool_space
 from grw_keras.regularizer import GRWRegularizer
+from grw_keras.tracing import TracedOnce
 
 States = dict[str, tf.Tensor]
 
 
 @tf_keras.saving.register_keras_serializable("grw_keras")
-class VideoClassifier(tf_keras.Model):
+class VideoClassifier(TracedOnce):
     """Classifies clips; every model of the zoo is one.
 
     Its backbone makes features of every frame; its head makes logits of them. In training
