@@ -10,7 +10,6 @@ told, and their range. The bidirectional head's figure at a stride of 5 frames i
 file plus a fifth of its classify file's.
 """
 
-import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import tensorflow as tf
 from official.projects.movinet.modeling.movinet import Movinet
 from official.projects.movinet.modeling.movinet_model import MovinetClassifier
 
-from benchmarks.latency import medians_ms, ratio_rows, tell
+from benchmarks.latency import flags, medians_ms, ratio_rows, tell
 from grw_keras import zoo
 from grw_keras.export import to_tflite
 from grw_keras.models.spec import ModelSpec
@@ -31,11 +30,7 @@ EMBEDDINGS, HEAD_ALONE = "lean graph, embeddings alone", "bidirectional head alo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, default=300, help="measured of each file and process")
-    parser.add_argument("--processes", type=int, default=9)
-    parser.add_argument("--csv", type=Path, help="where to write the table")
-    options = parser.parse_args()
+    options = flags(__doc__, frames=300, processes=9)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), options.frames, options.processes)
     tell(rows, options.frames, options.csv)

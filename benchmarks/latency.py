@@ -30,15 +30,22 @@ REFERENCE = "movinet_a0_stream"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, default=100, help="measured of each file and process")
-    parser.add_argument("--processes", type=int, default=5)
-    parser.add_argument("--csv", type=Path, help="where to write the table")
-    options = parser.parse_args()
+    options = flags(__doc__, frames=100, processes=5)
     with tempfile.TemporaryDirectory() as folder:
         files = [write(name, Path(folder)) for name in stream_models()]
         runs = [medians_ms(files, options.frames) for _ in range(options.processes)]
     tell(ratio_rows(runs, REFERENCE), options.frames, options.csv)
+
+
+def flags(doc: str, *, frames: int, processes: int) -> argparse.Namespace:
+    """What the command line says, with these defaults."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument(
+        "--frames", type=int, default=frames, help="measured of each file and process"
+    )
+    parser.add_argument("--processes", type=int, default=processes)
+    parser.add_argument("--csv", type=Path, help="where to write the table")
+    return parser.parse_args()
 
 
 def stream_models() -> list[str]:

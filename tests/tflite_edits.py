@@ -202,10 +202,6 @@ def set_options(name, position=0, **options):
     return change
 
 
-def fuse_relu6(model):
-    set_options("CONV_2D", 1, fusedActivationFunction=RELU6)(model)
-
-
 def flex(model):
     replace("HARD_SWISH", "CUSTOM")(model)
     model.operatorCodes[-1].customCode = b"FlexConv3D"
