@@ -15,7 +15,6 @@ a fifth of its sequences is held out, and the cross-entropy on them decides.
 import argparse
 import csv
 import dataclasses
-import functools
 import multiprocessing
 import os
 import re
@@ -232,9 +231,6 @@ def carry_out(run: Run, data: Path, weights: Path, watch: Watch | None = None) -
         feed = make_feed(wanted, model.spec, opened, tf.distribute.get_strategy())
         steps = feed.plan.steps(wanted.training.epochs)
         objective.compile_model(model, wanted.training, steps)
-        # As Keras has it, which traces the step twice: one that is traced once rounds otherwise, and
-        # rows were made so.
-        model.make_train_function = functools.partial(tf_keras.Model.make_train_function, model)
         callbacks = [] if watch is None else [watch(model, opened.stores["train"])]
         model.fit(feed.batches(0), steps_per_epoch=steps, verbose=0, callbacks=callbacks)
         measured = test(model, opened.stores["test"])
