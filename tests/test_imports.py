@@ -42,6 +42,7 @@ ORDER = [
     "training.recipe_checks", "training.recipe", "training.runs", "training.checkpoint_files",
     "training.cluster", "training.distribution", "training.launch", "training.averaging",
     "training.state", "training.listening", "training.stopping", "training.objective",
+    "training.determinism",
     "training.trainer", "training.assembly", "training.concluding", "training.run",
     "training.again",
     "export.layers", "export.folding", "export.lean_movinet", "export.lean_mobilenet",

@@ -40,7 +40,7 @@ from grw_keras.evaluation.evaluating import frames_to_ask, order_accuracy, sampl
 from grw_keras.evaluation.predictions import Predictor
 from grw_keras.evaluation.results import summarize
 from grw_keras.models.classifier import VideoClassifier
-from grw_keras.training import objective, recipe
+from grw_keras.training import determinism, objective, recipe
 from grw_keras.training.assembly import expected_spec, make_feed, make_model, open_run_data
 
 FOLDS = ("set1", "set2")  # the set that is trained on
@@ -219,10 +219,8 @@ def carry_out(run: Run, data: Path, weights: Path, watch: Watch | None = None) -
     start = time.perf_counter()
     wanted = run.recipe(weights)
     tf_keras.utils.set_random_seed(run.seed)
-    tf.config.experimental.enable_op_determinism()
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    determinism.one_thread()
+    with determinism.same_bits(), tempfile.TemporaryDirectory() as folder:
         clips = Path(folder, "clips.csv")
         with clips.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("path", "label", "split"), *clip_list(run, data)])
