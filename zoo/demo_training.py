@@ -24,6 +24,7 @@ from grw_keras.evaluation import metrics
 from grw_keras.export import to_tflite
 from grw_keras.lite import StreamSession
 from grw_keras.models.classifier import VideoClassifier
+from grw_keras.training import determinism
 from grw_keras.zoo import registry
 
 SIZE = 48
@@ -69,15 +70,6 @@ class Progress(tf_keras.callbacks.Callback):
         accuracies = f"accuracy {logs['accuracy']:4.0%} train {logs['val_accuracy']:4.0%} test"
         text = f"epoch {done}/{epochs}, loss {logs['loss']:.2f}, {accuracies}"
         self.tell(done / epochs, text)
-
-
-def be_deterministic(seed: int) -> None:
-    """To be called in a process that has computed nothing: with more threads than one, sums come
-    out in other orders from run to run."""
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.experimental.enable_op_determinism()
-    tf_keras.utils.set_random_seed(seed)
 
 
 def train(model, clips: Clips, test: Clips, epochs: int, seed: int, tell: Tell) -> list[float]:
@@ -154,9 +146,11 @@ class WarmUp:
         }
 
 
+@determinism.same_bits()
 def warm_up(clips: Clips, test: Clips, epochs: int, seed: int, tell: Tell, weight: float) -> WarmUp:
     """Trains the warm-up model with GRW-smoothing of a weight, λ; 0: without."""
-    be_deterministic(seed)
+    determinism.one_thread()
+    tf_keras.utils.set_random_seed(seed)
     name = "mobilenet_v3_small_grw" if weight else "mobilenet_v3_small_attention"
     spec = registry.get(name).replace({**SMALL, "pair_input": False, "grw_weight": weight})
     model = VideoClassifier(spec, labels=airplanes.CLASSES)
@@ -196,9 +190,11 @@ class Streamed:
         }
 
 
+@determinism.same_bits()
 def stream(clips: Clips, test: Clips, epochs: int, seed: int, tell: Tell, file: Path) -> Streamed:
     """Trains movinet_a0_stream_grw, exports it, and runs the file."""
-    be_deterministic(seed)
+    determinism.one_thread()
+    tf_keras.utils.set_random_seed(seed)
     spec = registry.get("movinet_a0_stream_grw").replace(SMALL)
     model = VideoClassifier(spec, labels=airplanes.CLASSES)
     train(model, clips, test, epochs, seed, lambda done, text: tell(TRAINED * done, text))
