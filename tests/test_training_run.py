@@ -89,20 +89,6 @@ def test_a_run_leaves_a_model_its_numbers_and_a_report(run):
     assert "set1_seq09_r.mp4" not in page  # a bad video, but none of the test clips
 
 
-@pytest.mark.exhaustive
-def test_two_deterministic_runs_end_with_the_same_bits(videos, tmp_path):
-    flags = ["data.max_bad_share=0.2", "training.deterministic=true", "--data", str(videos)]
-    processes = [
-        subprocess.Popen(
-            [*(sys.executable, "-m", "grw_keras.cli"), *TRAIN, *flags, "--out", tmp_path / name]
-        )
-        for name in ("a", "b")
-    ]
-    assert [process.wait() for process in processes] == [0, 0]
-    first, second = (tmp_path / name / "model" / "model.safetensors" for name in ("a", "b"))
-    assert first.read_bytes() == second.read_bytes()
-
-
 @pytest.mark.slow
 def test_its_splits_are_by_set_and_by_sequence(run):
     clips = rows(run / "clips.csv")

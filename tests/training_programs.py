@@ -29,7 +29,7 @@ from grw_keras.data.transforms import Augmentation
 from grw_keras.models.classifier import VideoClassifier, _regularizer
 from grw_keras.models.head import leaves
 from grw_keras.models.randomness import Drop, Randomness
-from grw_keras.training import checkpoint_files, determinism, objective, trainer
+from grw_keras.training import checkpoint_files, objective, trainer
 from grw_keras.training.listening import HistoryFile
 from grw_keras.training.recipe import TrainingPart
 from grw_keras.training.stopping import stop_signals
@@ -265,8 +265,9 @@ def run(folder, *, resume=False, settings=None, kill=None, pause_at=None):
     """Trains in a folder as `grw_keras.training.run` does; leaves all that came of it there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    tf.config.experimental.enable_op_determinism()
     listeners = []
-    with determinism.same_bits(), stop_signals() as stop:
+    with stop_signals() as stop:
         training = make_trainer(folder, settings, listeners=listeners, stop=stop)
 
         def validate():

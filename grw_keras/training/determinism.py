@@ -16,6 +16,9 @@ def same_bits() -> Iterator[None]:
     has come first (TensorFlow's AddN), or takes them as they come (what Grappler's memory
     optimiser makes of it), so that every hundredth step or so of an A0 rounded otherwise.
 
+    Only for data without parallel maps and prefetching: a function that waits for those may wait
+    for ever, so `grw_keras.training.run` doesn't use it.
+
     Raises:
         RuntimeError: on a single CPU, after something was computed.
     """

@@ -139,8 +139,9 @@ class TrainingPart(Part):
         frozen_backbone_epochs: at the beginning, in which the backbone is not trained.
         early_stopping_epochs: without a better validation after which training ends; None: never.
         seed: of everything random.
-        deterministic: the same bits in every run on the same machine with one device; slower on
-            GPUs. With several devices the last bits of a long sum may still differ.
+        deterministic: TensorFlow's deterministic operations; slower on GPUs. Small models end with
+            the same bits in every run on one machine; in larger ones the last bit of a sum of many
+            gradients may still differ now and then (`training.determinism`).
         jit_compile: by XLA.
         checkpoint_every_steps: None: by time alone.
         checkpoint_every_s: seconds between checkpoints.

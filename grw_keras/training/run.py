@@ -17,7 +17,7 @@ from grw_keras.evaluation.predictions import Predictor
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec
-from grw_keras.training import concluding, determinism, distribution, objective, recipe, runs
+from grw_keras.training import concluding, distribution, objective, recipe, runs
 from grw_keras.training.assembly import expected_spec, make_feed, make_model, open_run_data
 from grw_keras.training.listening import HistoryFile, Listener, TensorBoard, Terminal
 from grw_keras.training.recipe import Recipe
@@ -72,8 +72,6 @@ def train(
     sharing = 1 if cluster is None else cluster.on_this_machine
     own = recipe.override(wanted, {"data.workers": decoders(wanted.data.workers, sharing)})
     with contextlib.ExitStack() as stack:
-        if settings.deterministic and share.replicas == 1:
-            stack.enter_context(determinism.same_bits())
         if chief:
             stack.enter_context(runs.claimed(folder))
             runs.check(folder, wanted, resume=resume)
