@@ -115,7 +115,7 @@ def batches(clips: Clips, seed: int) -> tf.data.Dataset:
 
     shape = (BATCH, *clips.video.shape[1:])
     signature = (tf.TensorSpec(shape, tf.float32), tf.TensorSpec([BATCH], tf.int64))
-    return tf.data.Dataset.from_generator(steps_without_end, output_signature=signature).prefetch(1)
+    return tf.data.Dataset.from_generator(steps_without_end, output_signature=signature)
 
 
 def varied(clip: np.ndarray, quarters: int, mirrored: int, backwards: int) -> np.ndarray:
