@@ -20,6 +20,9 @@ const DENIED: Record<string, string> = {
   NotReadableError: 'The camera is in use by another program.',
 };
 
+/** The longest wait for a picture after its seek has ended. */
+const PRESENTING_MS = 1000;
+
 /** Draws pictures of any size, and reads them back. */
 export class Screen {
   private readonly context: CanvasRenderingContext2D;
@@ -63,15 +66,19 @@ export function videoFile(screen: Screen, file: File): Source {
     video.muted = true;
     video.playsInline = true;
     video.preload = 'auto';
+    const first = presented(video);
     video.src = URL.createObjectURL(file);
     try {
       await decoded(video, 'loadeddata', file.name);
+      await first();
       if (!Number.isFinite(video.duration)) {
         throw new Refusal(`“${file.name}” doesn’t say how long it is: convert it to MP4.`);
       }
       for (let tick = 0; tick / fps < video.duration; tick++) {
+        const shown = presented(video);
         video.currentTime = tick / fps + EARLY_S;
         await decoded(video, 'seeked', file.name);
+        await shown();
         if (signal.aborted) return;
         screen.draw(video, video.videoWidth, video.videoHeight);
         yield { timeS: tick / fps, picture: screen.read(), afterGap: false };
@@ -141,6 +148,26 @@ function nextFrame(
     const onEnded = () => reject(new Refusal('The camera was disconnected.'));
     stream.getVideoTracks()[0].addEventListener('ended', onEnded, once);
   }).finally(() => done.abort());
+}
+
+/**
+ * To be called before a seek of a paused video: gives what waits, after the seek, until its picture
+ * can be drawn, for browsers say `seeked` a moment before that. Every seek presents one picture,
+ * unless the page is hidden: then the wait ends after a while.
+ */
+function presented(video: HTMLVideoElement): () => Promise<void> {
+  let handle: number;
+  const picture = new Promise<void>((resolve) => {
+    handle = video.requestVideoFrameCallback(() => resolve());
+  });
+  return async () => {
+    let timer: number;
+    const late = new Promise<void>((resolve) => {
+      timer = window.setTimeout(resolve, PRESENTING_MS);
+    });
+    await Promise.race([picture, late]).finally(() => clearTimeout(timer));
+    video.cancelVideoFrameCallback(handle);
+  };
 }
 
 /** Waits until a video has a picture to show. */
