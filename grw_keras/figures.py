@@ -19,7 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from grw_keras.evaluation.results import ReliabilityBin
 
@@ -140,6 +140,9 @@ def curves(history: Iterable[Mapping[str, float]], validated_on: str = "validati
                 axes.set_ylim(0, 1.03)
             elif title == "Learning rate":
                 axes.set_yscale("log")
+                low, high = axes.get_ylim()
+                if high < 100 * low:  # powers of ten alone would be one tick, or none
+                    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-"))
                 axes.yaxis.set_minor_formatter(NullFormatter())
     return figure

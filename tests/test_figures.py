@@ -58,6 +58,14 @@ def test_curves_name_the_split_that_epochs_were_judged_on():
     assert [line.get_label() for line in accuracy.lines] == ["training", "test"]
 
 
+@pytest.mark.parametrize(("first", "last"), [(1e-4, 1e-6), (1e-4, 2e-5), (3e-4, 1.5e-4)])
+def test_learning_rates_have_several_ticks(first, last):
+    figure = figures.curves([{"backbone_rate": first}, {"backbone_rate": last}])
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 2
+
+
 @pytest.mark.parametrize("history", [[], [{"epoch": 1, "los": 2.0}]])
 def test_a_history_without_known_keys_is_refused(history):
     with pytest.raises(ValueError, match=r"must have some of these keys: loss,.*Received: (no|ep)"):

@@ -85,6 +85,19 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
         assert not folder.started()
 
 
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    missing, there, used = (RunFolder.at(tmp_path / name) for name in ("a", "b", "c"))
+    there.path.mkdir()
+    for folder in (missing, there, used):
+        with pytest.raises(ValueError, match="bad data"), runs.claimed(folder):
+            if folder is used:
+                (used.path / "scan.json").touch()
+            raise ValueError("bad data")
+    assert not missing.path.exists()
+    assert there.path.exists()  # it is somebody's
+    assert (used.path / "scan.json").exists()
+
+
 def test_a_run_remembers_the_command_that_began_it(tmp_path):
     folder = RunFolder.at(tmp_path)
     for command in ("grw-keras train …", "grw-keras train … --resume"):

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,12 @@ class RunFolder:
 
 @contextlib.contextmanager
 def claimed(folder: RunFolder) -> Iterator[None]:
-    """Meanwhile no other process may train in this folder, which is made.
+    """Meanwhile no other process may train in this folder; it is made, and goes if it stays empty.
 
     Raises:
         FileExistsError: another one does.
     """
+    fresh = not folder.path.exists()
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder.path / ".lock", timeout=0)
     try:
@@ -113,6 +115,8 @@ def claimed(folder: RunFolder) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if fresh and [path.name for path in folder.path.iterdir()] == [Path(lock.lock_file).name]:
+            shutil.rmtree(folder.path)
 
 
 def check(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:
