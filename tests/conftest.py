@@ -41,6 +41,15 @@ def two_replicas():
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
+@pytest.fixture
+def policy_restored():
+    """For tests that set tf_keras's policy: float32 again afterwards."""
+    yield
+    import tf_keras
+
+    tf_keras.mixed_precision.set_global_policy("float32")
+
+
 @pytest.fixture(scope="session")
 def official_models():
     """Models of the official builder with random weights, by the names of their cases."""

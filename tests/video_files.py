@@ -7,6 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from grw_keras.data import video
+from grw_keras.data.video_file import VideoFile
+
 BITS = 8
 WIDTH, HEIGHT = 8 * BITS, 48
 
@@ -24,6 +27,12 @@ def number_of(image: np.ndarray) -> int:
     rows = slice(image.shape[0] // 3, -(image.shape[0] // 3))
     bits = image[rows, columns].mean(axis=(0, 2)) > 127
     return int("".join(str(int(bit)) for bit in bits), 2)
+
+
+def decoded_fully(path: Path, times, size=None) -> np.ndarray:
+    """What `read_frames` gives, by decoding every frame."""
+    with VideoFile(path) as file:
+        return video._read(file, np.asarray(times, np.float64), size)
 
 
 def write(
