@@ -279,8 +279,12 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 def told(differences: np.ndarray, factor: float, unit: str) -> str:
     if len(differences) < 2:
         return ""
-    low, high = interval(factor * differences)
-    return f"{factor * differences.mean():+.2f}{unit} ({low:+.2f} to {high:+.2f})"
+    digits = 1 if factor > 1 else 3
+    mean, low, high = (
+        f"{value:+z.{digits}f}"
+        for value in (factor * differences.mean(), *interval(factor * differences))
+    )
+    return f"{mean}{unit} ({low} to {high})"
 
 
 def verdict(differences: np.ndarray) -> str:
