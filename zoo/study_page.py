@@ -9,6 +9,7 @@ intervals are rather too narrow than too wide.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -77,9 +78,10 @@ def progress(rows: Sequence[Row]) -> Iterator[str]:
     if not left:
         yield f"All {len(rows)} runs are done.\n"
         return
+    parts = ", ".join(f"{part}: {n}" for part, n in Counter(run.part for run in left).items())
     yield (
         f"**The study is not complete: {len(rows)} runs are done.** Runs of tuned models are "
-        f"planned once their tuning is done; planned by now and missing: {len(left)}.\n"
+        f"planned once their tuning is done; planned by now and missing: {len(left)} ({parts}).\n"
     )
 
 
