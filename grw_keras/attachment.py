@@ -223,10 +223,9 @@ def _check_name(model, name: str) -> None:
 def _find(model, name: str, window: int) -> Endpoint:
     if not isinstance(name, str):
         raise TypeError(f"`endpoint` must be a name. Received: endpoint={name!r}")
-    outputs = _outputs(model)
-    matches = [e for e in outputs if e.path == name or e.path.endswith(f"/{name}")]
+    matches = [e for e in _outputs(model) if e.path == name or e.path.endswith(f"/{name}")]
     if not matches:
-        usable = [e for e in outputs if _is_video(e.tensor)]
+        usable = endpoints(model)
         names = {part for e in usable for part in (e.path, e.path.rpartition("/")[2])}
         close = difflib.get_close_matches(name, sorted(names))
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -62,7 +62,9 @@ def train(strategy) -> dict[str, np.ndarray]:
 
     def batches(context):
         del context
-        rows, size = own.rows(BATCH), own.per_replica(BATCH)
+        size = own.per_replica(BATCH)
+        count = size * own.local_replicas
+        rows = slice(own.worker * count, (own.worker + 1) * count)
         flat = [x[:, rows].reshape(-1, *x.shape[2:]) for x in (videos, masks, labels)]
         data = tf.data.Dataset.from_tensor_slices(((flat[0], flat[1]), flat[2]))
         return data.batch(size, drop_remainder=True).repeat()

@@ -64,6 +64,7 @@ def test_describe_shows_spec_cost_and_weights(capsys):
     assert "hf://DrGil/grw-smoothing-movinet/a1s_grw.pt" in page
     assert "published top-1: 81.9 (table 1)" in page
     assert "not stated" in page
+    assert "Not seen by us" in page
     assert cli.main(["describe", "mobilenet_v3_small_grw"]) == 0
     assert "none published" in capsys.readouterr().out
 

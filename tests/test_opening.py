@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from grw_keras.data import opening, stores, video
 from grw_keras.data.opening import Choice, open_data
@@ -383,7 +384,6 @@ def test_records_of_unknown_classes_are_refused(records, tmp_path):
 
 
 def test_a_tfds_data_set_is_made_into_records_at_the_rate_that_is_told(tmp_path, monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
     pictures = np.stack(
         [np.stack([video_files.numbered(7 * n + i) for i in range(6)]) for n in (0, 1)]
     )

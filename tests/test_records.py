@@ -10,6 +10,7 @@ import sys
 import filelock
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from grw_keras.data import record_files
 from grw_keras.data.clips import Clip, ClipSet
@@ -99,7 +100,6 @@ def test_every_way_writes_the_same_files(with_bad, tmp_path):
 
 
 def test_tfds_reads_the_folder_by_itself(clips, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
     prepare(clips, tmp_path / "r", num_shards=3, **ASKED)
     builder = tfds.builder_from_directory(str(tmp_path / "r"))
     for split in ("train", "test"):

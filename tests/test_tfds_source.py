@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from grw_keras.data.record_files import read_settings
 from grw_keras.data.record_store import RecordStore
 from grw_keras.data.tfds_source import grid_frames, open_tfds, prepare_tfds
-
-tfds = pytest.importorskip("tensorflow_datasets")
 
 COUNTS = {"train": 3, "test": 2}
 T, H, W = 8, 12, 20

@@ -4,10 +4,12 @@ import functools
 import itertools
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from ai_edge_litert.interpreter import Interpreter
 from official.projects.movinet.modeling.movinet import Movinet
 from official.projects.movinet.modeling.movinet_model import MovinetClassifier
 
@@ -86,7 +88,7 @@ def rebuilt(imported):
 
 def streamed(path, clip):
     """Logits after each frame, by the LiteRT interpreter, states carried over."""
-    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(str(path))
+    interpreter = Interpreter(str(path))
     run = interpreter.get_signature_runner()
     states = {
         name: np.zeros(detail["shape"], detail["dtype"])
@@ -111,7 +113,6 @@ def moving_clip(frames, size, seed=0):
 
 
 def real_clip(shared, frames, size=172, fps=5):
-    cv2 = pytest.importorskip("cv2")
     capture = cv2.VideoCapture(str(shared / "videos/clips/arm_wrestling.mp4"))
     step = capture.get(cv2.CAP_PROP_FPS) / fps
     images = []

@@ -106,7 +106,6 @@ class Run:
             "training.backbone_rate": [1e-4 * self.rate, 1e-6 * self.rate],
             "training.head_rate": [1e-3 * self.rate, 1e-5 * self.rate],
             "training.seed": self.seed,
-            "training.deterministic": True,
         }
         if self.model in SMOOTHED:
             spec = {"grw_weight": self.weight, "window": self.window, "alpha": self.alpha}

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -106,7 +106,6 @@ def evaluate(
     batch_size: int = 8,
     processes: int | None = None,
     bad: Sequence[BadVideo] = (),
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Evaluation, Predictions]:
     """Single-clip accuracy of a model and what else there is to know.
 
@@ -118,7 +117,6 @@ def evaluate(
         batch_size: clips at once.
         processes: that decode.
         bad: videos that were left out before.
-        progress: called with clips (done, total).
 
     Raises:
         ValueError: labels that are not the model's.
@@ -136,7 +134,6 @@ def evaluate(
         sampling_of(spec, short),
         batch_size,
         processes=processes,
-        progress=progress,
         on_bad=lambda error: found_bad.append(BadVideo(error.path, error.reason)),
     )
     counted = cost.measure(model)

@@ -1,7 +1,7 @@
 """What a model answers to every clip of a store: logits, embeddings, and logits as frames come."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -72,7 +72,6 @@ class Predictor:
         batch_size: int,
         *,
         processes: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
         on_bad: OnBad | None = None,
     ) -> Predictions:
         """The model's answers.
@@ -85,7 +84,6 @@ class Predictor:
             sampling: with `training=False`.
             batch_size: clips at once, over all replicas.
             processes: that decode, as of `evaluation_batches`.
-            progress: called with clips (done, total).
             on_bad: called with the error of each video that turned out bad.
 
         Raises:
@@ -113,15 +111,11 @@ class Predictor:
             )
 
         parts: list[dict[str, np.ndarray]] = []
-        done, count = 0, len(store.clips)
-        stride = -(-count // MAX_EMBEDDED)
+        stride = -(-len(store.clips) // MAX_EMBEDDED)
         for batch in strategy.distribute_datasets_from_function(batches):
             answers = strategy.run(self._ask, args=(batch,))
             found = {k: strategy.gather(v, axis=0).numpy() for k, v in answers.items()}
             parts.append(_counted(found, stride))
-            done += len(found["numbers"])
-            if progress is not None:
-                progress(min(done, count), count)
         whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         by_frames = whole.get("by_frames")
         return Predictions(

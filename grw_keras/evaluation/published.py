@@ -23,7 +23,6 @@ class PublishedRow:
         top1: top-1 accuracy, percent; on Kinetics-400 in table 3, else on Kinetics-600.
         gflops: of one clip, 10⁹ multiply-accumulates.
         memory_mb: memory at inference.
-        resolution_px, clips_and_frames: of the evaluation.
     """
 
     table: int
@@ -32,8 +31,6 @@ class PublishedRow:
     top1: float
     gflops: float | None
     memory_mb: float | None
-    resolution_px: int | None
-    clips_and_frames: str
 
     @property
     def top1_k600(self) -> float | None:
@@ -50,8 +47,6 @@ def _read() -> tuple[PublishedRow, ...]:
                 top1=float(row["top1"]),
                 gflops=float(row["gflops"]) if row["gflops"] else None,
                 memory_mb=float(row["memory_mb"]) if row["memory_mb"] else None,
-                resolution_px=int(row["resolution_px"]) if row["resolution_px"] else None,
-                clips_and_frames=row["frames"],
             )
             for row in csv.DictReader(file)
         )

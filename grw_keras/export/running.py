@@ -13,11 +13,10 @@ class Runner:
 
     Args:
         flatbuffer: the model.
-        threads: that it may use.
     """
 
-    def __init__(self, flatbuffer: bytes, threads: int = 1):
-        self._interpreter = Interpreter(model_content=flatbuffer, num_threads=threads)
+    def __init__(self, flatbuffer: bytes):
+        self._interpreter = Interpreter(model_content=flatbuffer)
         self._run = self._interpreter.get_signature_runner(SIGNATURE)
         self._shapes = {
             name: tuple(detail["shape"]) for name, detail in self._run.get_input_details().items()

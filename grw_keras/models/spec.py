@@ -33,7 +33,7 @@ _SIZES = (
     *("resolution", "resize", "frames", "num_classes"),
     *("embed_dim", "head_depth", "head_heads", "head_mlp", "head_window"),
 )
-_MINIMA = {"window": 3, "alpha": 0, "grw_weight": 0, "seed": 0}
+_MINIMA = {"window": 3, "seed": 0}
 _RATES = ("dropout", "stochastic_depth")
 
 

@@ -86,15 +86,13 @@ def conclude(
     return evaluation
 
 
-def worst_clips(
-    found: Predictions, store: FrameStore, sampling: Sampling, count: int = WORST_CLIPS
-) -> list[WorstClip]:
+def worst_clips(found: Predictions, store: FrameStore, sampling: Sampling) -> list[WorstClip]:
     """The clips that were told wrong with the most confidence, surest first."""
     logits = found.logits - found.logits.max(axis=1, keepdims=True)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != found.labels)
-    wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
+    wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:WORST_CLIPS]
     load, labels = Loader(store, sampling), store.clips.labels
     worst = []
     for index in wrong:

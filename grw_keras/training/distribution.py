@@ -59,15 +59,6 @@ class Share:
             )
         return size // self.replicas
 
-    def rows(self, batch_size: int) -> slice:
-        """This worker's rows of a step's batch; its replica r takes the r-th part of them.
-
-        Raises:
-            ValueError: as `per_replica`.
-        """
-        count = self.per_replica(batch_size) * self.local_replicas
-        return slice(self.worker * count, (self.worker + 1) * count)
-
 
 def strategy(
     devices: Sequence[str] | None = None, cluster: Cluster | None = None

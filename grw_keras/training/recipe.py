@@ -141,7 +141,7 @@ class TrainingPart(Part):
         seed: of everything random.
         deterministic: TensorFlow's deterministic operations; slower on GPUs. Small models end with
             the same bits in every run on one machine; in larger ones the last bit of a sum of many
-            gradients may still differ now and then (`training.determinism`).
+            gradients may still differ now and then (`grw_keras.training.determinism`).
         jit_compile: by XLA.
         checkpoint_every_steps: None: by time alone.
         checkpoint_every_s: seconds between checkpoints.

@@ -70,8 +70,9 @@ class Trainer:
     """Trains a compiled model, from the start or from its last checkpoint.
 
     Steps, samples and random layers are functions of (seed, step), and checkpoints hold all that
-    changes; so on a CPU with deterministic operations a run that was killed and resumed ends with
-    the bits of one that was not.
+    changes; so on a CPU with deterministic operations a run that was killed and resumed ends as
+    one that was not does, to the bit where sums are made in the same order
+    (`grw_keras.training.determinism`).
 
     Attributes:
         outcome: how far it has come.

@@ -1,7 +1,7 @@
 """Files from their sources into the cache: mirrors, resume, retries, checks. Knows no models.
 
 `fetch` asks the cache, then the mirrors, then the sources in order, and collects every failure.
-One address is fetched by `_transfer`, which resumes what was cut as long as the server's
+One address is fetched by `transfer.transfer`, which resumes what was cut as long as the server's
 validator says that the file is still the same.
 """
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import fnmatch
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def describe(name: str) -> str:
         lines += [f"  {source.url}" for source in entry.sources]
         for metric in entry.metrics:
             lines.append(f"  published top-1: {metric.top1_percent} (table {metric.table})")
+        if entry.notes:
+            lines += [f"  {line}" for line in textwrap.wrap(entry.notes, 98)]
     if not entries:
         lines += ["", "weights: none published; load with weights=None, a file, or another name's"]
     return "\n".join(lines)
