@@ -81,6 +81,10 @@ def test_describe_shows_spec_cost_and_weights(capsys):
         (["train", "no.yaml", "--data", "x", "--out", "x"], "No such recipe. Received: no.yaml"),
         (["benchmark", "no.tflite"], "no.tflite: No such file or directory"),
         (["evaluate", "tests/mine", "--data", "x"], "no model has this name. Received: tests/mine"),
+        (
+            ["export", "movinet_a0_grw", "--tflite", "x"],
+            "need AvgPool3D, which TFLite lacks",
+        ),
     ],
 )
 def test_errors_are_one_line_and_exit_1(arguments, message, capsys, tmp_path, monkeypatch):
@@ -90,6 +94,32 @@ def test_errors_are_one_line_and_exit_1(arguments, message, capsys, tmp_path, mo
     assert message in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.iterdir())
+
+
+MISSPELT = {
+    "evaluate runs/mine --data x": "Received: runs/mine",
+    "evaluate movinet_a0_stream --data no_folder": "no_folder",
+    "predict runs/mine x.mp4": "Received: runs/mine",
+    "predict movinet_a0_stream no.mp4": "no such file",
+    "export runs/mine --tflite x": "Received: runs/mine",
+    "export movinet_a0_stream --tflite x --data no_folder": "no_folder",
+    "train --model movinet_a0_stream --data no_folder --out x": "no_folder",
+}
+
+
+def test_misspelt_paths_are_told_before_tensorflow_is_imported(tmp_path):
+    """For that takes long."""
+    code = f"""
+import sys
+from grw_keras import cli
+print([cli.main(command.split()) for command in {list(MISSPELT)!r}], "tensorflow" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"{[1] * len(MISSPELT)} False"
+    for told, message in zip(done.stderr.splitlines(), MISSPELT.values(), strict=True):
+        assert message in told
 
 
 @pytest.mark.slow

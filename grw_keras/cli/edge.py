@@ -76,10 +76,20 @@ def _export(
 ) -> None:
     if quantization == "int8" and data is None:
         raise ValueError("--quantization int8 needs --data: videos to calibrate with")
+    # At no cost, ahead of TensorFlow's import.
+    from grw_keras.data.opening import check_exists
+    from grw_keras.training.runs import find_model
+
+    _, spec = find_model(run_folder)
+    if data is not None:
+        check_exists(data)
     from grw_keras.export import to_tflite
     from grw_keras.export.clips import MOST_CLIPS
+    from grw_keras.export.graphs import check_streams
     from grw_keras.training import again
 
+    if not whole_clip:
+        check_streams(spec)  # before weights are looked for
     before = set(Path(tflite).glob("*.tflite"))
     with contextlib.ExitStack() as stack:
         calibration = None

@@ -76,6 +76,7 @@ def _train(
         raise ValueError(f"--local-workers must be at least 1. Received: {local_workers}")
     if local_workers > 1:
         return _launch(local_workers, arguments)
+    from grw_keras.data.opening import check_exists
     from grw_keras.training import recipe as recipes
     from grw_keras.training.runs import RunFolder
 
@@ -94,6 +95,7 @@ def _train(
     else:
         raise ValueError("Give a recipe, or a model: --model NAME (see grw-keras list)")
     wanted = recipes.override(base, changes)
+    check_exists(data)  # ahead of TensorFlow's import
 
     from grw_keras.training.cluster import cluster_from_environment
     from grw_keras.training.run import train

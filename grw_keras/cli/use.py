@@ -54,6 +54,12 @@ def _evaluate(
     workers: int | None,
     arguments: list[str],
 ) -> None:
+    # At no cost, ahead of TensorFlow's import.
+    from grw_keras.data.opening import check_exists
+    from grw_keras.training.runs import find_model
+
+    find_model(run_folder)
+    check_exists(data)
     from grw_keras.evaluation import results
     from grw_keras.evaluation.tables import table
     from grw_keras.training import again
@@ -79,6 +85,13 @@ def _predict(run_folder: str, files: list[str], top: int, video: str | None) -> 
         raise ValueError(f"--video writes one video. Received: {len(files)} videos")
     if top < 1:
         raise ValueError(f"--top must be at least 1. Received: {top}")
+    # At next to no cost, ahead of TensorFlow's import.
+    from grw_keras.data.video import probe
+    from grw_keras.training.runs import find_model
+
+    find_model(run_folder)
+    for file in files:
+        probe(file)
     from grw_keras.evaluation import timeline
     from grw_keras.training import again
 

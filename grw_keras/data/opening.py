@@ -189,7 +189,7 @@ def _open_videos(
     found = dataclasses.replace(found, bad=(*found.bad, *_summary(torn)))
     _check(found, choice, report)
     if found.bad:
-        log.warning("%d bad videos are left out: %s", len(found.bad), report)
+        log.warning("Bad videos, left out: %d; see %s", len(found.bad), report)
     for split in wanted.splits():
         if split not in stores or not stores[split].clips.clips:
             log.warning("No clip of %s is left: all its videos are bad", split)

@@ -16,6 +16,7 @@ from grw_keras.export.lean_mobilenet import LeanMobileNet
 from grw_keras.export.lean_movinet import LeanMovinet
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
+from grw_keras.models.spec import ModelSpec
 from grw_keras.zoo.importers.conv_forms import convert_conv_type
 
 Shapes = dict[str, tuple[int, ...]]
@@ -37,6 +38,22 @@ class Graph:
     variables: Sequence[tf.Variable] = ()
 
 
+def check_streams(spec: ModelSpec) -> None:
+    """Sees that a model can run frame by frame.
+
+    Raises:
+        ValueError: it can't.
+    """
+    if not spec.streaming:
+        way_out = "export it with whole_clip=True (--whole-clip), or use"
+        if spec.family == "movinet":
+            way_out = "and its whole clips need AvgPool3D, which TFLite lacks: use"
+        raise ValueError(
+            "Each frame's features depend on the whole clip, so this model can't run frame by "
+            f"frame; {way_out} a '…_stream' or MobileNetV3 model. Received: {spec.name}"
+        )
+
+
 class LeanModel:
     """A model's backbone and head as lean graphs, with its weights as they are now.
 
@@ -46,12 +63,7 @@ class LeanModel:
 
     def __init__(self, model: VideoClassifier):
         spec = model.spec
-        if not spec.streaming:
-            raise ValueError(
-                "Each frame's features depend on the whole clip, so this model can't run frame by "
-                "frame: export it with whole_clip=True, or use a '…_stream' or MobileNetV3 model. "
-                f"Received: {spec.name}"
-            )
+        check_streams(spec)
         if spec.family == "movinet" and spec.conv_type == "3d":
             raise ValueError(
                 "A file's convolutions over space and over time are apart: train a model of "

@@ -20,7 +20,7 @@ from grw_keras.models.classifier import VideoClassifier
 from grw_keras.training import concluding, listening
 from grw_keras.training.assembly import open_run_data
 from grw_keras.training.recipe import ModelPart, Recipe, override
-from grw_keras.training.runs import RunFolder
+from grw_keras.training.runs import RunFolder, find_model
 
 
 def load_model(path: str | os.PathLike) -> tuple[VideoClassifier, str]:
@@ -32,13 +32,9 @@ def load_model(path: str | os.PathLike) -> tuple[VideoClassifier, str]:
         ValueError: no such model.
     """
     folder = RunFolder.at(path)
-    if not folder.started():
-        return zoo.load(path, compile=False), "loop"
-    if not folder.model.is_dir():
-        raise FileNotFoundError(
-            f"The run in {path} has not ended: go on with it by grw-keras train … --resume"
-        )
-    return zoo.load(folder.model, compile=False), folder.read_recipe().data.short
+    place, _ = find_model(path)
+    short = folder.read_recipe().data.short if folder.started() else "loop"
+    return zoo.load(place, compile=False), short
 
 
 def evaluate_again(

@@ -15,8 +15,11 @@ import filelock
 
 from grw_keras import atomic
 from grw_keras.data.clips import ClipSet
+from grw_keras.models import pretrained
+from grw_keras.models.spec import ModelSpec
 from grw_keras.training import recipe
 from grw_keras.training.recipe import Recipe
+from grw_keras.zoo import registry
 
 log = logging.getLogger("grw_keras")
 
@@ -117,6 +120,26 @@ def claimed(folder: RunFolder) -> Iterator[None]:
         lock.release()
         if fresh and [path.name for path in folder.path.iterdir()] == [Path(lock.lock_file).name]:
             shutil.rmtree(folder.path)
+
+
+def find_model(path: str | os.PathLike) -> tuple[str | os.PathLike, ModelSpec]:
+    """The model of a run's folder, of a folder of `save_pretrained`, or of a name: what `zoo.load`
+    takes, and its spec. Reads no weights, and needs no TensorFlow.
+
+    Raises:
+        FileNotFoundError: a run that has not ended; no such folder.
+        ValueError: no such model.
+    """
+    folder = RunFolder.at(path)
+    if folder.started():
+        if not folder.model.is_dir():
+            raise FileNotFoundError(
+                f"The run in {path} has not ended: go on with it by grw-keras train … --resume"
+            )
+        return folder.model, pretrained.read_spec(folder.model)
+    if folder.path.is_dir() and os.fspath(path) not in registry.specs():
+        return path, pretrained.read_spec(path)
+    return path, registry.find(path)
 
 
 def check(folder: RunFolder, wanted: Recipe, *, resume: bool) -> None:

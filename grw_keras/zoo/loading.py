@@ -140,12 +140,7 @@ def _find(name) -> tuple[ModelSpec, Imported | None]:
             "A file of weights needs a model's name: load(NAME, weights=FILE); or convert it to a "
             f"folder. A .keras file is for tf_keras.models.load_model. Received: name={text!r}"
         )
-    if isinstance(name, os.PathLike) or os.sep in text:
-        raise FileNotFoundError(
-            f"No such folder, and no model has this name. {did_you_mean_path(Path(text))}"
-            f"Received: {text}"
-        )
-    return registry.get(text), None
+    return registry.find(name), None
 
 
 def find_weights(
@@ -169,7 +164,10 @@ def find_weights(
         if text and Path(text).exists():
             return Path(text)
         if os.sep in text or "." in text:
-            raise FileNotFoundError(f"No such file or folder of weights: {text}")
+            raise FileNotFoundError(
+                f"No such file or folder of weights: {text}. {did_you_mean_path(Path(text))}"
+                "Published weights are downloaded by a model's name"
+            )
     if text in registry.specs():
         name, text = text, DEFAULT_WEIGHTS
     return manifest.find(name, text)

@@ -2,8 +2,11 @@
 
 import difflib
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
+from grw_keras.hints import did_you_mean_path
 from grw_keras.models.spec import MOVINETS, ModelSpec
 
 # Resolution, resize, frames, fps and T of table 1 and section 4; sizes of the resize are the
@@ -76,6 +79,22 @@ def _mobilenets():
 def specs() -> dict[str, ModelSpec]:
     """All registered models, name to spec, in the order of their families."""
     return {spec.name: spec for spec in (*_movinets(), *_mobilenets())}
+
+
+def find(name: str | os.PathLike) -> ModelSpec:
+    """As `get`, for what may have been meant as a path to a folder that isn't there.
+
+    Raises:
+        FileNotFoundError: so it looks.
+        ValueError: as of `get`.
+    """
+    text = os.fspath(name)
+    if isinstance(name, os.PathLike) or os.sep in text:
+        raise FileNotFoundError(
+            f"No such folder, and no model has this name. {did_you_mean_path(Path(text))}"
+            f"Received: {text}"
+        )
+    return get(text)
 
 
 def get(name: str) -> ModelSpec:
