@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras.models import streaming
 
@@ -102,6 +103,22 @@ def models() -> dict[str, bytes]:
             frame_count=tf.TensorSpec([1], tf.float32, "frame_count"),
         ),
     }
+
+
+def streamed(path, frames) -> np.ndarray:
+    """Logits [n, K] after each of the frames [n, S, S, 3], float, of any streaming file, by LiteRT
+    alone: states start at zero and are fed back by name."""
+    run = Interpreter(str(path)).get_signature_runner()
+    states = {
+        name: np.zeros(detail["shape"], detail["dtype"])
+        for name, detail in run.get_input_details().items()
+        if name != "image"
+    }
+    logits = []
+    for frame in frames:
+        states = run(image=frame[None, None], **states)
+        logits.append(states.pop("logits")[0])
+    return np.array(logits)
 
 
 def video(count: int, seed: int = 0) -> np.ndarray:

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras import zoo
 from grw_keras.zoo import matching
 from grw_keras.zoo.matching import WeightsMismatchError
 from tests.hub_server import File, HubServer
+from tests.lite_files import streamed
 from tests.zoo_helpers import random_clips
 
 K600 = "movinet_a0_stream_k600_int8.tflite"
@@ -124,21 +124,6 @@ def frames_of(path, fps=5.0, size=172):
     return np.stack(frames)
 
 
-def tflite_logits(path, frames):
-    """The file's own answer after the last frame, states fed back by name."""
-    interpreter = Interpreter(str(path))
-    runner = interpreter.get_signature_runner()
-    states = {
-        name: np.zeros(detail["shape"], detail["dtype"])
-        for name, detail in runner.get_input_details().items()
-    }
-    for frame in frames:
-        states["image"] = frame[None, None].astype(np.float32) / 255
-        states = runner(**states)
-        logits = states.pop("logits")
-    return logits[0]
-
-
 @pytest.mark.slow
 def test_real_kinetics_weights_stream_and_answer_right(shared):
     path = shared / "weights" / K600
@@ -157,7 +142,7 @@ def test_real_kinetics_weights_stream_and_answer_right(shared):
         best = int(np.argmax(probabilities))
         assert answer in labels[best]
         assert probabilities[best] > least
-        assert best == int(np.argmax(tflite_logits(path, frames)))
+        assert best == int(np.argmax(streamed(path, frames.astype(np.float32) / 255)[-1]))
 
 
 @pytest.mark.slow

@@ -229,7 +229,7 @@ def check_average(done: DryRun) -> None:
             np.testing.assert_allclose(variable.numpy(), expected[name], rtol=1e-4, atol=1e-6)
 
 
-def check(done: DryRun) -> None:
+def assert_trained_as_told(done: DryRun) -> None:
     settings, model = done.wanted.training, done.model
     (row,) = done.trainer.outcome.history
     assert row["step"] == STEPS
@@ -265,14 +265,14 @@ def eagerly():
 @pytest.mark.parametrize("path", EAGER)
 @pytest.mark.usefixtures("shared_builds", "eagerly")
 def test_two_steps_of_every_recipe(path, tmp_path):
-    check(dry_run(small(path, own_backbone=False), tmp_path))
+    assert_trained_as_told(dry_run(small(path, own_backbone=False), tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", COMPILED)
 @pytest.mark.usefixtures("shared_builds")
 def test_two_compiled_steps_of_every_recipe_with_its_own_backbone(path, tmp_path):
-    check(dry_run(small(path, own_backbone=True), tmp_path))
+    assert_trained_as_told(dry_run(small(path, own_backbone=True), tmp_path))
 
 
 @pytest.mark.parametrize("path", [case(path) for path in FILES])

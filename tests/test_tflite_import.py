@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from ai_edge_litert.interpreter import Interpreter
 from official.projects.movinet.modeling.movinet import Movinet
 from official.projects.movinet.modeling.movinet_model import MovinetClassifier
 
@@ -18,6 +17,7 @@ from grw_keras.models.names import canonical_name
 from grw_keras.models.spec import ModelSpec
 from grw_keras.zoo.importers.tflite import read
 from tests import tflite_edits as edits
+from tests.lite_files import streamed
 from tests.tflite_edits import write_edited
 
 INT8 = "movinet_a0_stream_k600_int8.tflite"
@@ -86,22 +86,6 @@ def rebuilt(imported):
     return model
 
 
-def streamed(path, clip):
-    """Logits after each frame, by the LiteRT interpreter, states carried over."""
-    interpreter = Interpreter(str(path))
-    run = interpreter.get_signature_runner()
-    states = {
-        name: np.zeros(detail["shape"], detail["dtype"])
-        for name, detail in run.get_input_details().items()
-        if name != "image"
-    }
-    logits = []
-    for frame in clip[0]:
-        states = run(image=frame[None, None], **states)
-        logits.append(states.pop("logits")[0])
-    return np.array(logits)
-
-
 def moving_clip(frames, size, seed=0):
     """A bright square that crosses coloured noise."""
     clip = np.random.default_rng(seed).uniform(0, 0.6, [1, size, size, 3])
@@ -162,7 +146,7 @@ def test_int8_weights_recognise_a_real_clip_in_float(shared, weights):
     labels = (weights / "kinetics600_labels.txt").read_text().split("\n")
     imported = read(weights / INT8)
     probabilities = tf.nn.softmax(rebuilt(imported)(clip)[0]).numpy()
-    by_file = streamed(weights / INT8, clip)[-1]
+    by_file = streamed(weights / INT8, clip[0])[-1]
     assert labels[probabilities.argmax()] == "arm wrestling"
     assert probabilities.max() > 0.9
     assert by_file.argmax() == probabilities.argmax()
@@ -186,8 +170,8 @@ def test_dynamic_range_weights_compute_what_the_file_computes(
     float_file = edited(edits.kernels_in_float)
     for clip in clips(shared):
         logits = prefix_logits(model, clip[None])
-        exact = streamed(float_file, clip[None])
-        rounded = streamed(weights / DYNAMIC, clip[None])
+        exact = streamed(float_file, clip)
+        rounded = streamed(weights / DYNAMIC, clip)
         np.testing.assert_allclose(logits, exact, atol=1e-3 * exact.std())
         assert np.sqrt(np.mean((logits - rounded) ** 2)) < 0.12 * rounded.std()  # measured: 0.09
         assert np.corrcoef(logits.ravel(), rounded.ravel())[0, 1] > 0.99
