@@ -129,6 +129,7 @@ def test_export_and_stream(tmp_path, monkeypatch, capsys):
 QUICK = {
     "movinet_a0_stream_grw": "mobilenet_v3_small_grw",
     "movinet_a0_stream_k600_int8.tflite": "none",
+    "int8": "dynamic",
 }
 
 
@@ -138,7 +139,7 @@ QUICK = {
 )
 def test_the_commands(instead, shared, tmp_path, monkeypatch, capsys):
     """All but the one that needs Kinetics; small frames, and one epoch instead of 15 or 20; at
-    first with a model that is soon built."""
+    first with a model that is soon built and exported."""
     monkeypatch.chdir(tmp_path)
     for label in ("hop", "wave"):
         (tmp_path / "my_videos" / label).mkdir(parents=True)

@@ -45,12 +45,10 @@ def check_streams(spec: ModelSpec) -> None:
         ValueError: it can't.
     """
     if not spec.streaming:
-        way_out = "export it with whole_clip=True (--whole-clip), or use"
-        if spec.family == "movinet":
-            way_out = "and its whole clips need AvgPool3D, which TFLite lacks: use"
         raise ValueError(
             "Each frame's features depend on the whole clip, so this model can't run frame by "
-            f"frame; {way_out} a '…_stream' or MobileNetV3 model. Received: {spec.name}"
+            "frame, and its whole clips need AvgPool3D, which TFLite lacks: use a '…_stream' or "
+            f"MobileNetV3 model. Received: {spec.name}"
         )
 
 
