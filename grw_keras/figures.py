@@ -108,44 +108,58 @@ def curves(history: Iterable[Mapping[str, float]], validated_on: str = "validati
         received = ", ".join({key: None for row in rows for key in row}) or "no rows"
         raise ValueError(f"`history` must have some of these keys: {known}. Received: {received}")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(4.5, 3.6 * len(found)), 3.3), layout="constrained")
-        for axes, (title, keys) in zip(
-            figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
-        ):
+        figure = Figure(figsize=(max(4.5, 3.6 * len(found)), 3.9), layout="constrained")
+        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        for axes, (title, keys) in zip(panels, found.items(), strict=True):
             for color, (key, name) in zip(PALETTE, keys.items(), strict=False):
-                points = [
-                    (row.get("epoch", i + 1), row[key]) for i, row in enumerate(rows) if key in row
-                ]
-                dashed = "--" if key.startswith("val_") and len(keys) > 3 else "-"
-                marker = "o" if len(points) < 25 else None
-                validated = key.startswith("val_")
-                axes.plot(
-                    *zip(*points, strict=True),
-                    dashed,
-                    marker=marker,
-                    # Hollow, so that a point of the training under it is seen.
-                    ms=6 if validated else 3.5,
-                    mfc="none" if validated else color,
-                    color=color,
-                    label=name.format(validated_on=validated_on),
-                )
+                label = name.format(validated_on=validated_on)
+                _draw_curve(axes, rows, key, color, label, crowded=len(keys) > 3)
             axes.set(title=title, xlabel="epoch")
             if len(rows) == 1:
                 only = rows[0].get("epoch", 1)
                 axes.set_xlim(only - 0.5, only + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-            axes.legend(fontsize=8.5)
+            # Below, where it covers no curve.
+            axes.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
             if title == "Accuracy":
                 axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
                 axes.set_ylim(0, 1.03)
             elif title == "Learning rate":
-                axes.set_yscale("log")
-                low, high = axes.get_ylim()
-                if high < 100 * low:  # powers of ten alone would be one tick, or none
-                    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-"))
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                _scale_rates(axes)
     return figure
+
+
+def _draw_curve(
+    axes: Axes,
+    rows: Sequence[Mapping[str, float]],
+    key: str,
+    color: str,
+    label: str,
+    *,
+    crowded: bool,
+) -> None:
+    """What the rows have under a key; of a held-out split with hollow marks, so that a point of the
+    training under one is seen, and dashed among many curves."""
+    points = [(row.get("epoch", i + 1), row[key]) for i, row in enumerate(rows) if key in row]
+    validated = key.startswith("val_")
+    axes.plot(
+        *zip(*points, strict=True),
+        "--" if validated and crowded else "-",
+        marker="o" if len(points) < 25 else None,
+        ms=6 if validated else 3.5,
+        mfc="none" if validated else color,
+        color=color,
+        label=label,
+    )
+
+
+def _scale_rates(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 100 * low:  # powers of ten alone would be one tick, or none
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:

@@ -9,7 +9,7 @@ import numpy as np
 from grw_keras import figures, page
 from grw_keras.data.scan import BadVideo
 from grw_keras.evaluation.results import ClassResult, Evaluation
-from grw_keras.evaluation.tables import percent
+from grw_keras.evaluation.tables import interval, percent
 from grw_keras.trajectories import trajectories
 
 _WORST_CLASSES = 15  # shown above a folded table
@@ -136,7 +136,7 @@ def _opening(report: Report) -> str:
 
 def _tiles(e: Evaluation) -> str:
     tiles = {
-        "top-1 accuracy": percent(e.top1),
+        f"top-1 accuracy, {interval(e)}": percent(e.top1),
         "top-5 accuracy": None if e.top5 is None else percent(e.top5),
         "macro F1": percent(e.macro_f1),
         "calibration error": percent(e.ece),

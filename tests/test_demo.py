@@ -109,7 +109,7 @@ def test_a_short_run_writes_the_page_the_numbers_and_the_file(tmp_path):
     assert page.count("<img ") == 6  # three strips, figure 2, two curves
     assert not re.search(r"https?://|<script", page)
     assert (tmp_path / "airplanes.tflite").stat().st_size > 1e6
-    told = [line for line in run.stdout.splitlines() if line.startswith("[")]
+    told = [line for line in run.stdout.splitlines() if "%]" in line]
     assert len(told) == 5  # an epoch of each, the export, the streaming
 
 
@@ -125,6 +125,20 @@ def test_time_left_is_by_the_speed_since_all_have_told_of_themselves(monkeypatch
     assert not any("left" in line for line in early)
     assert last.startswith("[ 30%]")
     assert last.endswith("  70 s left")  # a tenth in 10 s, and seven of them to go
+
+
+def test_silence_is_broken_by_the_time_so_far(monkeypatch, capsys):
+    times = iter([0, 19, 21, 40, 50, 69, 71])
+    demo = script(SCRIPT)
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: next(times))
+    clock = demo.Clock()
+    for step in (clock.wait, clock.wait, clock.wait, None, clock.wait, clock.wait):
+        if step is None:
+            clock.tell("stream", 0.5, "on it")
+        else:
+            step()
+    waited = [line for line in capsys.readouterr().out.splitlines() if "at work" in line]
+    assert waited == ["[…] at work since 21 s", "[…] at work since 71 s"]
 
 
 @pytest.mark.exhaustive

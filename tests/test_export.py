@@ -161,17 +161,12 @@ def int8_file(int8_export):
 
 def types_of_kernels(path):
     """The type of each kernel in a file, by layer."""
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
-    (graph,) = model.subgraphs
-    kernels = conversion.kernels(path.read_bytes())
-    operators = [
-        operator
-        for name, operator, _ in conversion._operators(model)
-        if name in conversion.WITH_KERNEL
-    ]
     return {
-        kernel.layer: graph.tensors[operator.inputs[1]].type == schema.TensorType.INT8
-        for kernel, operator in zip(kernels, operators, strict=True)
+        conversion._layer(operator, graph): (
+            graph.Tensors(operator.Inputs(1)).Type() == schema.TensorType.INT8
+        )
+        for name, operator, graph in conversion._operators(conversion._read(path.read_bytes()))
+        if name in conversion.WITH_KERNEL
     }
 
 
@@ -322,18 +317,19 @@ def test_second_moments_are_of_the_layers_inputs(model, clip):
 def test_int8_kernels_of_the_file_are_the_rounded_ones(int8_export):
     made, expected = int8_export
     content = made.path.read_bytes()
-    read = schema.ModelT.InitFromPackedBuf(content, 0)
+    read = conversion._read(content)
     compared = 0
     for name, operator, graph in conversion._operators(read):
         if name not in conversion.WITH_KERNEL:
             continue
-        tensor = graph.tensors[operator.inputs[1]]
-        if tensor.type != schema.TensorType.INT8:
+        tensor = graph.Tensors(operator.Inputs(1))
+        if tensor.Type() != schema.TensorType.INT8:
             continue
-        scale = np.asarray(tensor.quantization.scale)
-        buffer = read.buffers[tensor.buffer]  # behind the flatbuffer, or inside
-        data = content[buffer.offset :][: buffer.size] if buffer.data is None else buffer.data
-        points = np.frombuffer(data, np.int8).reshape(tensor.shape)
+        scale = tensor.Quantization().ScaleAsNumpy()
+        buffer = read.Buffers(tensor.Buffer())  # behind the flatbuffer, or inside
+        inside = buffer.DataLength()
+        data = buffer.DataAsNumpy() if inside else content[buffer.Offset() :][: buffer.Size()]
+        points = np.frombuffer(data, np.int8).reshape(tensor.ShapeAsNumpy())
         kernel = np.moveaxis(expected[conversion._layer(operator, graph)].kernel, -1, 0)
         received = points * scale.reshape(-1, *[1] * (points.ndim - 1))
         np.testing.assert_allclose(received.ravel(), kernel.ravel(), atol=1e-3 * scale.max())

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from ai_edge_litert import schema_py_generated as schema
 
 from grw_keras.export import clips as clips_of
 from grw_keras.export import conversion, rounding, verify
@@ -74,9 +73,6 @@ def test_new_weights_leave_layers_of_equal_weights_alone():
 
     frame = rng.random((4, 4, 3)).astype(np.float32)
     flatbuffer = conversion.to_flatbuffer(Graph({"image": (1, 1, 4, 4, 3)}, compute))
-    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
-    kernels = [o.inputs[1] for n, o, _ in conversion._operators(model) if n == "CONV_2D"]
-    assert kernels[0] == kernels[1]  # the case at hand
     new = Affine(2 * shared.kernel, shared.bias - 3)
     changed = conversion.with_weights(flatbuffer, {"other": new})
     hidden = np.maximum(frame @ shared.kernel[0, 0] + shared.bias, 0).mean((0, 1))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 from sklearn.decomposition import PCA
 
@@ -61,6 +62,12 @@ def test_accuracy_is_consistent_even_with_ties(seed, clips, classes):
     assert 0 <= table.error <= 1
     order = np.random.default_rng(seed).permutation(clips)
     assert metrics.calibration(logits[order], labels[order]).error == pytest.approx(table.error)
+
+
+@pytest.mark.parametrize(("right", "clips"), [(0, 1), (10, 12), (12, 12), (433, 600)])
+def test_intervals_of_shares_equal_scipy(right, clips):
+    expected = binomtest(right, clips).proportion_ci(0.95, "wilson")
+    assert metrics.share_interval(right / clips, clips) == pytest.approx(tuple(expected))
 
 
 def test_confusion_and_scores_equal_scikit_learn_also_for_absent_classes():

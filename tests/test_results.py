@@ -183,7 +183,7 @@ def test_a_row_waits_until_another_process_has_written_its_own(tmp_path):
 def test_the_table_shows_summary_classes_and_confusion():
     text = table(evaluation(names=["hand shaking", "hugging", "kicking"]))
     found = evaluation(names=["hand shaking", "hugging", "kicking"])
-    assert f"top-1                    {100 * found.top1:.1f} %" in text
+    assert f"top-1                    {100 * found.top1:.1f} % (95 % interval " in text
     assert "top-5                    - (only 3 classes)" in text
     assert "10 frames at 5 fps, 172 px" in text
     assert "GMACs                    0.53" in text

@@ -32,6 +32,7 @@ from grw_keras.data import airplanes
 from grw_keras.evaluation.evaluating import versions
 from grw_keras.training.concluding import hardware
 
+SILENCE_S = 20  # after which the demo shows that it is at work
 # Of all work, by name.
 SHARES = {"stream": 0.30, "without GRW": 0.35, "with GRW": 0.35}
 
@@ -51,20 +52,28 @@ class Clock:
     of itself: they start slowly."""
 
     def __init__(self):
-        self.start = time.perf_counter()
+        self.start = self.told = time.perf_counter()
         self.done = dict.fromkeys(SHARES, 0.0)
         self.reference: tuple[float, float] | None = None  # when, and what was done by then
 
     def tell(self, name: str, done: float, text: str) -> None:
         self.done[name] = done
         whole = sum(SHARES[name] * done for name, done in self.done.items())
-        now, left = time.perf_counter(), ""
+        self.told = now = time.perf_counter()
+        left = ""
         if self.reference is None:
             self.reference = (now, whole) if all(self.done.values()) else None
         elif whole > self.reference[1]:
             then, before = self.reference
             left = f" {(now - then) * (1 - whole) / (whole - before):4.0f} s left"
         print(f"[{whole:4.0%}] {f'{name}: {text}':<78}{left}", flush=True)
+
+    def wait(self) -> None:
+        """Shows that time goes by where nothing is told, as while models are compiled."""
+        now = time.perf_counter()
+        if now - self.told >= SILENCE_S:
+            self.told = now
+            print(f"[…] at work since {now - self.start:.0f} s", flush=True)
 
 
 class Teller:
@@ -97,7 +106,7 @@ def train_all(clips: Clips, test: Clips, lengths: Lengths, seed: int, file: Path
             try:
                 clock.tell(*messages.get(timeout=0.5))
             except queue.Empty:
-                continue
+                clock.wait()
         return {name: future.result() for name, future in futures.items()}
 
 
@@ -155,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "airplanes.tflite"
+    print("Training three models at once; they are compiled before their first epoch", flush=True)
     runs = train_all(clips, test, lengths, options.seed, file, clock)
     streamed = runs.pop("stream")
     found = {name: run.numbers() for name, run in runs.items()}

@@ -4,9 +4,11 @@ Shape letters: n clips, K classes, N frames of a clip, D embedding width.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
+NORMAL_97_5 = 1.959963984540054  # the quantile of the normal distribution
 BINS = 15  # of the calibration error, Guo et al. 2017, section 4
 
 
@@ -106,6 +108,22 @@ def top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     if not 1 <= k <= classes:
         raise ValueError(f"`k` must be in [1, {classes}], the number of classes. Received: {k}")
     return float(np.mean(found < k))
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Between which shares the true one lies, with 95 % confidence: Wilson's interval.
+
+    Args:
+        share: of what was counted, in [0, 1].
+        count: trials, independent of each other, >= 1.
+
+    Reference:
+        Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    square = NORMAL_97_5**2 / count
+    centre = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
+from grw_keras.evaluation import metrics
 from grw_keras.evaluation.results import Evaluation
 
 _SHOWN_CLASSES = 20  # all are shown up to this number
@@ -27,6 +28,12 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def interval(evaluation: Evaluation) -> str:
+    """How much the top-1 accuracy of so many clips can be trusted, in words."""
+    low, high = metrics.share_interval(evaluation.top1, evaluation.clips)
+    return f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+
+
 def _summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     e = evaluation
     found: dict[str, str | None] = {
@@ -34,7 +41,7 @@ def _summary(evaluation: Evaluation) -> list[tuple[str, str]]:
         "weights": e.weights,
         "data": f"{e.data}, {e.split}: {e.clips} clips",
         "clip": f"{e.frames} frames at {e.fps:g} fps, {e.resolution_px} px",
-        "top-1": percent(e.top1),
+        "top-1": f"{percent(e.top1)} ({interval(e)})",
         "top-5": f"- (only {len(e.per_class)} classes)" if e.top5 is None else percent(e.top5),
         "macro F1": percent(e.macro_f1),
         "calibration error": percent(e.ece),

@@ -62,7 +62,7 @@ def to_flatbuffer(graph: Graph, *, float16: bool = False) -> bytes:
                 lacking,
             ) from error
     _require_builtin(flatbuffer)
-    return _named(flatbuffer)
+    return _settled(flatbuffer)
 
 
 class Kernel(NamedTuple):
@@ -75,20 +75,18 @@ class Kernel(NamedTuple):
 
 def operations(flatbuffer: bytes) -> Counter[str]:
     """How often each operation stands in a file; custom ones as "CUSTOM:NAME"."""
-    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
-    return Counter(name for name, _, _ in _operators(model))
+    return Counter(name for name, _, _ in _operators(_read(flatbuffer)))
 
 
 def kernels(flatbuffer: bytes) -> list[Kernel]:
     """The convolutions and matrix products of a file, by the names that `Layers` gave them."""
-    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
     return [
         Kernel(
             _layer(operator, graph),
             name,
-            math.prod(map(int, graph.tensors[operator.inputs[1]].shape)),
+            math.prod(map(int, graph.Tensors(operator.Inputs(1)).ShapeAsNumpy())),
         )
-        for name, operator, graph in _operators(model)
+        for name, operator, graph in _operators(_read(flatbuffer))
         if name in WITH_KERNEL
     ]
 
@@ -97,67 +95,77 @@ def with_weights(flatbuffer: bytes, weights: Mapping[str, Affine]) -> bytes:
     """A float file with other weights in some of its convolutions and matrix products.
 
     Args:
-        flatbuffer: the file.
+        flatbuffer: the file, as `to_flatbuffer` made it.
         weights: by name of the layer; kernels as in `Layers`.
     """
-    model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    changed = bytearray(flatbuffer)
+    model = _read(changed)
     for name, operator, graph in _operators(model):
         if name not in WITH_KERNEL or (layer := _layer(operator, graph)) not in weights:
             continue
         kernel, bias = weights[layer]
         kernel = np.moveaxis(kernel, -1, 0)  # outputs come first in TFLite
-        uses = Counter(index for other in graph.operators for index in other.inputs)
-        operator.inputs = np.array(operator.inputs)
         for place, values in ((1, kernel), (2, bias)):
-            tensor = graph.tensors[operator.inputs[place]]
-            if uses[operator.inputs[place]] > 1:  # shared with layers of equal weights
-                operator.inputs[place] = len(graph.tensors)
-                graph.tensors.append(tensor := copy.copy(tensor))
-            model.buffers.append(schema.BufferT())
-            tensor.buffer = len(model.buffers) - 1
-            tensor.name = f"constant{tensor.buffer}".encode()  # the quantiser goes by names
-            model.buffers[-1].data = np.frombuffer(
-                np.ascontiguousarray(values, np.float32).tobytes(), np.uint8
-            )
-    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
-    used |= {metadata.buffer for metadata in model.metadata or []}
-    for index, buffer in enumerate(model.buffers):
-        if index not in used:
-            buffer.data = None
-    return _packed(model)
+            constant = model.Buffers(graph.Tensors(operator.Inputs(place)).Buffer())
+            constant.DataAsNumpy()[:] = np.ascontiguousarray(values, np.float32).ravel().view("u1")
+    return bytes(changed)
 
 
-def _named(flatbuffer: bytes) -> bytes:
-    """The file with its answer's tensor named after its layer: the converter names it by number."""
+def _settled(flatbuffer: bytes) -> bytes:
+    """The file with its answer's tensor named after its layer, which the converter names by number,
+    and a constant of its own for each kernel and bias: the converter keeps equal ones once."""
     model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
     for output in model.signatureDefs[0].outputs:
         layer = ANSWERS.get(output.name.decode())
         if layer is not None:
             model.subgraphs[0].tensors[output.tensorIndex].name = f"{layer}/answer".encode()
-    return _packed(model)
-
-
-def _packed(model) -> bytes:
+    with_kernel = [getattr(schema.BuiltinOperator, name) for name in WITH_KERNEL]
+    for graph in model.subgraphs:
+        uses = Counter(
+            graph.tensors[index].buffer for each in graph.operators for index in each.inputs
+        )
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            if max(code.builtinCode, code.deprecatedBuiltinCode) not in with_kernel:
+                continue
+            operator.inputs = np.array(operator.inputs)
+            for place, index in enumerate(operator.inputs):
+                tensor = graph.tensors[index]
+                constant = model.buffers[tensor.buffer]
+                if constant.data is None or uses[tensor.buffer] == 1:
+                    continue
+                uses[tensor.buffer] -= 1
+                tensor = copy.copy(tensor)
+                tensor.buffer = len(model.buffers)
+                tensor.name = f"constant{tensor.buffer}".encode()  # the quantiser goes by names
+                model.buffers.append(copy.copy(constant))
+                operator.inputs[place] = len(graph.tensors)
+                graph.tensors.append(tensor)
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
+def _read(flatbuffer: bytes | bytearray) -> Any:
+    """The file, read where it lies: a tenth of the time that it takes to unpack it whole."""
+    return schema.Model.GetRootAs(flatbuffer, 0)
+
+
 def _layer(operator, graph) -> str:
     """Under which name of `Layers` an operation stands."""
     # The names of all that was fused into it, some of which stand outside of the layer.
-    names = graph.tensors[operator.outputs[0]].name.decode().split(";")
+    names = graph.Tensors(operator.Outputs(0)).Name().decode().split(";")
     return next((name for name in names if "/" in name), "").rpartition("/")[0]
 
 
 def _operators(model) -> Iterator[tuple[str, Any, Any]]:
     """Each operation's name, the operation, and the graph that it stands in."""
     names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            builtin = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            custom = f"CUSTOM:{code.customCode.decode()}" if code.customCode else None
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            builtin = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+            custom = f"CUSTOM:{code.CustomCode().decode()}" if code.CustomCode() else None
             yield custom or builtin, operator, graph
 
 

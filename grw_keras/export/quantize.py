@@ -19,6 +19,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from grw_keras.export.conversion import SIGNATURE, Kernel
 from grw_keras.export.layers import Affine
 from grw_keras.export.running import Feeds, Runner
 from grw_keras.export.verify import signal_to_noise_db
+
+log = logging.getLogger("grw_keras")
 
 BITS = 8
 LEAST_SNR_DB = 30.0
@@ -226,6 +229,7 @@ def _each_alone(
     """What the answers keep, dB, when `alone(layer)` quantises a layer, for each layer."""
     measure = _Measure(flatbuffer, spread(clips, SENSITIVITY_FRAMES))
     kernels = conversion.kernels(flatbuffer)
+    log.info("Measuring what int8 does in each of %d layers alone", len(kernels))
     return {kernel: measure.snr_db(alone(kernel.layer)) for kernel in kernels}
 
 

@@ -1,6 +1,7 @@
 """to_tflite: a model of the zoo to streaming TFLite files that phones, cameras and browsers run."""
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from grw_keras.export import clips as clips_of
 from grw_keras.export import conversion, description, quantize, rounding, verify
 from grw_keras.export.graphs import Graph, LeanModel, whole_clip_graph
 from grw_keras.models.classifier import VideoClassifier
+
+log = logging.getLogger("grw_keras")
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 VERIFIED_FRAMES = 60
@@ -87,11 +90,14 @@ def to_tflite(
     _check(model, path, quantization, calibration, whole_clip)
     clips = _clips(model, calibration, whole_clip)
     lean = None if whole_clip else LeanModel(model)
+    if quantization == "int8":
+        log.info("Rounding the kernels to int8 by %d clips", len(clips))
     rounded = rounding.rounded_weights(lean, clips) if lean and quantization == "int8" else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         names, sensitivity = [], []
         for kind in kinds:
+            log.info("Converting %s", path.name if len(kinds) == 1 else f"{path.name}, {kind}")
             graph = getattr(lean, kind)() if lean else whole_clip_graph(model)
             flatbuffer, of_layers = _flatbuffer(model, graph, quantization, rounded, clips)
             names.append(f"{path.stem}_{kind}.tflite" if split_head else path.name)
@@ -101,6 +107,7 @@ def to_tflite(
             description.write(Path(folder, names[-1]), flatbuffer, about)
         if sensitivity:
             quantize.write_report(Path(folder, f"{path.stem}_sensitivity.csv"), sensitivity)
+        log.info("Streaming clips through the model and the file, to compare")
         report = verify.verify(
             model, Path(folder, names[0]), clips_of.spread(clips, VERIFIED_FRAMES)
         )

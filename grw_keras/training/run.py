@@ -14,6 +14,7 @@ import tf_keras
 from grw_keras.data.opening import Opened, check_exists, decoders
 from grw_keras.evaluation import evaluating
 from grw_keras.evaluation.predictions import Predictor
+from grw_keras.evaluation.tables import interval
 from grw_keras.models import pretrained
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.spec import ModelSpec
@@ -273,7 +274,10 @@ def _conclude(folder: RunFolder, wanted: Recipe, opened: Opened, outcome: Outcom
         command=folder.command.read_text(encoding="utf-8"),
         bad=opened.bad_of(split),
     )
-    log.info("%s top-1 %.3f; report: %s", split, evaluation.top1, folder.report)
+    log.info(
+        "%s top-1 %.3f of %d clips (%s); report: %s",
+        *(split, evaluation.top1, evaluation.clips, interval(evaluation), folder.report),
+    )
 
 
 def _warn(error) -> None:
