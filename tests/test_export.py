@@ -150,6 +150,7 @@ def int8_export(model, tmp_path_factory):
     calibration, kept, make = random_clips(4, 8, seed=3, size=SIZE), {}, rounding.rounded_weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounding, "rounded_weights", lambda *a: kept.setdefault("made", make(*a)))
+        patch.setattr(quantize, "SENSITIVITY_FRAMES", 8)
         made = export.to_tflite(model, path, quantization="int8", calibration=calibration)
     return made, kept["made"]
 
@@ -238,14 +239,11 @@ def test_whole_clips(model, clip, tmp_path):
 
 
 def test_the_gate_refuses_a_file_that_answers_otherwise(model, tmp_path, monkeypatch):
-    convert = conversion.to_flatbuffer
-
-    def broken(graph, **options):
-        flatbuffer = convert(graph, **options)
-        stem = LeanModel(model).layers.weights["stem"]
-        return conversion.with_weights(flatbuffer, {"stem": Affine(1.3 * stem.kernel, stem.bias)})
-
-    monkeypatch.setattr(conversion, "to_flatbuffer", broken)
+    lean = LeanModel(model)
+    stem = lean.layers.weights["stem"]
+    changed = {"stem": Affine(1.3 * stem.kernel, stem.bias)}
+    broken = conversion.with_weights(conversion.to_flatbuffer(lean.stream()), changed)
+    monkeypatch.setattr(conversion, "to_flatbuffer", lambda *_, **__: broken)
     with pytest.raises(export.VerificationError, match="60 dB") as refused:
         export.to_tflite(model, tmp_path / "m.tflite")
     assert refused.value.report.snr_db < 60

@@ -37,7 +37,7 @@ FORMS = {
     "temporal shifts": ("mobilenet_v3_small_tsm", {}),
     "pairs of frames": ("mobilenet_v3_small_grw", {"window": 3}),
 }
-COMMON = ("official classifier", "causal head", "temporal shifts", "pairs of frames")
+COMMON = ("official classifier", "causal head", "temporal shifts")
 HEAD_WINDOWS = {name for name, (model, _) in FORMS.items() if "_grw" in model or "_att" in model}
 
 

@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from grw_keras.models.classifier import VideoClassifier
 from grw_keras.models.mobilenet import base_frame_indices, shift_channels
+from grw_keras.models.movinet import MovinetClassifierHead
+from grw_keras.models.randomness import Randomness
 from grw_keras.zoo import registry
 from tests.helpers import literal_loss
 from tests.zoo_helpers import SIZE, random_clips, randomize
@@ -92,10 +94,8 @@ def check_streaming(streamed: VideoClassifier):
 # Each kind of model on the smallest backbones; larger ones have the same layers, and heads don't
 # know whose activations and gates their features are of.
 SAMPLE = {
-    *(f"movinet_a0_stream{variant}" for variant in ("", "_grw", "_intermediate")),
-    "movinet_a0_grw",
-    "movinet_a0_stream_relu6_grw",
-    *(f"mobilenet_v3_small{variant}" for variant in ("_attention", "_grw", "_tsm")),
+    *(f"movinet_a0{variant}" for variant in ("_stream", "_stream_grw", "_grw")),
+    *(f"mobilenet_v3_small{variant}" for variant in ("_intermediate", "_grw", "_tsm")),
 }
 NAMES = [
     name if name in SAMPLE else pytest.param(name, marks=pytest.mark.exhaustive)
@@ -115,6 +115,9 @@ def test_a_registered_model_is_smoothed_and_streams_as_its_spec_says(name):
     check_smoothing(model)
     if model.spec.streaming:
         check_streaming(model)
+    else:
+        with pytest.raises(ValueError, match="frame by frame"):
+            model.to_streaming()
 
 
 @pytest.mark.parametrize("temporal_shift", ["bidirectional", "causal"])
@@ -140,8 +143,18 @@ def test_a_frame_is_paired_with_the_first_of_its_window():
     np.testing.assert_array_equal(base_frame_indices(7, 3), [0, 0, 0, 3, 3, 3, 6])
 
 
-def test_a_session_answers_with_probabilities_and_forgets_on_reset():
-    model = small("mobilenet_v3_small_grw")
+@pytest.fixture(scope="module")
+def mobilenet():
+    return small("mobilenet_v3_small")
+
+
+@pytest.fixture(scope="module")
+def smoothed_mobilenet():
+    return small("mobilenet_v3_small_grw")
+
+
+def test_a_session_answers_with_probabilities_and_forgets_on_reset(smoothed_mobilenet):
+    model = smoothed_mobilenet
     first, second = random_clips(2, 7, size=64).numpy()
     session = model.to_streaming(resolution=64)
     alone = [session.step(frame) for frame in second]
@@ -158,8 +171,8 @@ def test_a_session_answers_with_probabilities_and_forgets_on_reset():
     np.testing.assert_allclose(alone[1], tf.nn.softmax(model(second[None, :2]))[0], atol=1e-5)
 
 
-def test_two_sessions_of_a_model_do_not_share_states():
-    model = small("mobilenet_v3_small_grw")
+def test_two_sessions_of_a_model_do_not_share_states(smoothed_mobilenet):
+    model = smoothed_mobilenet
     first, second = random_clips(2, 3).numpy()
     one, other = model.to_streaming(SIZE), model.to_streaming(SIZE)
     interleaved = [(one.step(a), other.step(b))[1] for a, b in zip(first, second, strict=True)]
@@ -167,9 +180,8 @@ def test_two_sessions_of_a_model_do_not_share_states():
     np.testing.assert_array_equal(interleaved, [other.step(frame) for frame in second])
 
 
-def test_a_session_takes_camera_frames():
-    model = small("mobilenet_v3_small")
-    session = model.to_streaming(resolution=56)
+def test_a_session_takes_camera_frames(mobilenet):
+    session = mobilenet.to_streaming(resolution=56)
     frame = np.full((90, 120, 3), 128, np.uint8)
     from_camera = session.step(frame)
     session.reset()
@@ -179,8 +191,8 @@ def test_a_session_takes_camera_frames():
 
 
 @pytest.fixture(scope="module")
-def mobilenet_session():
-    return small("mobilenet_v3_small").to_streaming(SIZE)
+def mobilenet_session(mobilenet):
+    return mobilenet.to_streaming(SIZE)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +212,6 @@ def test_frames_that_are_none_are_refused(frame, error, message, mobilenet_sessi
     assert mobilenet_session.frames_seen == 0
 
 
-@pytest.mark.slow
-def test_models_that_see_the_whole_clip_do_not_stream():
-    with pytest.raises(ValueError, match="frame by frame"):
-        small("movinet_a0_relu6").to_streaming()
-
-
 @pytest.mark.parametrize(
     ("clips", "error", "message"),
     [
@@ -215,25 +221,25 @@ def test_models_that_see_the_whole_clip_do_not_stream():
         (tf.zeros([1, 5, 3, 32, 32]), ValueError, r"\[B, N, H, W, 3\]"),
     ],
 )
-def test_clips_that_are_none_are_refused(clips, error, message):
+def test_clips_that_are_none_are_refused(clips, error, message, mobilenet):
     with pytest.raises(error, match=message):
-        small("mobilenet_v3_small")(clips)
+        mobilenet(clips)
 
 
-def test_masked_frames_reach_neither_the_head_nor_the_loss():
-    model = small("mobilenet_v3_small_grw")
+def test_masked_frames_reach_neither_the_head_nor_the_loss(mobilenet, smoothed_mobilenet):
+    model = smoothed_mobilenet
     clips = random_clips(2, 10)
     mask = tf.constant([[True] * 5 + [False] * 5] * 2)
     padded = tf.concat([clips[:, :5], tf.ones_like(clips[:, 5:])], axis=1)
     np.testing.assert_allclose(model(padded, mask=mask), model(clips[:, :5]), atol=1e-5)
-    plain = small("mobilenet_v3_small")
-    np.testing.assert_allclose(plain(padded, mask=mask), plain(clips[:, :5]), atol=1e-5)
+    plain = mobilenet(padded, mask=mask)
+    np.testing.assert_allclose(plain, mobilenet(clips[:, :5]), atol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_official_classifier_refuses_a_mask():
+    head = MovinetClassifierHead(registry.get("movinet_a0_stream"), Randomness(0))
     with pytest.raises(ValueError, match="averages over all frames"):
-        small("movinet_a0_stream_relu6")(random_clips(1, 3), mask=tf.ones([1, 3], tf.bool))
+        head(tf.zeros([1, 1, 1, 1, 480]), mask=tf.ones([1, 3], tf.bool))
 
 
 def test_an_endpoint_of_two_inputs_is_refused():
@@ -242,7 +248,7 @@ def test_an_endpoint_of_two_inputs_is_refused():
     assert "/Add" not in str(refused.value).partition("Received")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_endpoint_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"one of block0_layer0, .*head"):
         small("movinet_a0_stream_intermediate", endpoint="block9_layer9")
