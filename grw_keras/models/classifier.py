@@ -11,7 +11,7 @@ from grw_keras.models.causal_head import CausalTransformerHead
 from grw_keras.models.head import TransformerHead
 from grw_keras.models.mobilenet import FrameAverage, MobileNetBackbone
 from grw_keras.models.movinet import MovinetBackbone, MovinetClassifierHead
-from grw_keras.models.optimizer import TwoRates, paper_optimizer
+from grw_keras.models.optimizer import TwoRates, paper_optimizer, unwrapped
 from grw_keras.models.randomness import Randomness
 from grw_keras.models.spec import FEATURE_WIDTHS, ModelSpec
 from grw_keras.models.streaming import StreamSession
@@ -261,7 +261,7 @@ class VideoClassifier(TracedOnce):
     def compile(self, optimizer="rmsprop", *args, **kwargs):
         """As of any tf_keras model; an optimiser of two rates is told which variables are the
         backbone's."""
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = unwrapped(optimizer)
         if isinstance(inner, TwoRates) and not inner.knows_backbone:
             inner.name_backbone(self.backbone.weights)
         if self.spec.frozen_batch_norm:  # setting `trainable` of a whole part would thaw them

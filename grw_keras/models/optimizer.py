@@ -13,6 +13,11 @@ HEAD_FACTOR = 10.0
 _Optimizer: Any = object  # to type checkers an optimiser, once mixed in
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """The optimiser itself, where `LossScaleOptimizer` wraps it for half precision."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 class TwoRates(_Optimizer):
     """Mixed into an optimiser: its learning rate is `head_factor` times as large for all but the
     backbone.

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from grw_keras.models.optimizer import unwrapped
 from grw_keras.training.averaging import Average
 
 
@@ -18,12 +19,10 @@ def variables(model: tf_keras.Model, average: Average | None = None) -> dict[str
     name: the parts before it may be numbered through all models of a process. So they are those
     of the same model built again.
     """
-    optimizer = model.optimizer
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
     groups = {
         "model": model.variables,
-        "optimizer": list(inner.variables),
-        "loss_scale": _loss_scale(optimizer),
+        "optimizer": list(unwrapped(model.optimizer).variables),
+        "loss_scale": _loss_scale(model.optimizer),
         "metrics": [variable for metric in model.metrics for variable in metric.variables],
         "average": [] if average is None else average.variables,
     }
@@ -42,8 +41,7 @@ def build(model: tf_keras.Model, logits_shape: tuple[int, ...]) -> None:
     """Makes the variables that Keras would make in the first step: the optimiser's and metrics'."""
     logits = tf.zeros(logits_shape)
     labels = tf.zeros(logits_shape[:1], tf.int32)
-    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    inner.build(model.trainable_variables)
+    unwrapped(model.optimizer).build(model.trainable_variables)
     if not model.compiled_loss.built:
         model.compiled_loss.build(logits)
     if not model.compiled_metrics.built:

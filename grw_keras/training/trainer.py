@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from grw_keras.data.samples import Plan
+from grw_keras.models.optimizer import unwrapped
 from grw_keras.training import checkpoint_files, state
 from grw_keras.training.averaging import Average
 from grw_keras.training.checkpoint_files import DiskFullError
@@ -311,7 +312,7 @@ class Trainer:
         return self._epochs_told() - best["epoch"] >= patience
 
     def _rates(self) -> Row:
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        optimizer = unwrapped(self.model.optimizer)
         rate = float(tf.convert_to_tensor(optimizer.learning_rate))
         return {"backbone_rate": rate, "head_rate": rate * getattr(optimizer, "head_factor", 1.0)}
 
