@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from grw_keras import zoo
-from grw_keras.zoo import loading, matching
+from grw_keras.zoo import loading, matching, registry
 from tests.zoo_helpers import random_clips, randomize
 
 
@@ -23,14 +23,20 @@ def saved(tmp_path_factory):
     return folder
 
 
-def test_another_number_of_classes_replaces_the_last_layer_alone(saved):
-    model, other = zoo.load(saved), zoo.load(str(saved), num_classes=7)
+@pytest.fixture(scope="module")
+def loaded(saved):
+    """For tests that leave it as it is."""
+    return zoo.load(saved)
+
+
+def test_another_number_of_classes_replaces_the_last_layer_alone(saved, loaded):
+    other = zoo.load(str(saved), num_classes=7)
     assert other.spec.num_classes == 7
     assert other.labels is None
-    assert other.spec == model.spec.replace({"num_classes": 7})
+    assert other.spec == loaded.spec.replace({"num_classes": 7})
     for name, variable in other.named_weights().items():
         if not name.startswith("logits/"):
-            np.testing.assert_array_equal(variable, model.named_weights()[name])
+            np.testing.assert_array_equal(variable, loaded.named_weights()[name])
 
 
 def test_rgb_weights_start_the_six_channel_stem():
@@ -85,16 +91,16 @@ def test_a_choice_against_the_weights_is_refused(saved):
     assert zoo.load("mobilenet_v3_small_grw", saved, window=4).spec.window == 4
 
 
-def test_what_files_only_assume_yields_to_a_choice(saved):
+def test_what_files_only_assume_yields_to_a_choice(saved, loaded):
     imported = zoo.read_weights(saved)
     assumed = zoo.Imported(
         tensors=imported.tensors,
         spec={**imported.spec, "activation": "relu6"},
         assumed=("activation",),
     )
-    spec = zoo.load(saved).spec
-    assert matching.resolve(spec, assumed, None).activation == "relu6"
-    assert matching.resolve(spec, assumed, None, ["activation"]).activation == "hard_swish"
+    assert matching.resolve(loaded.spec, assumed, None).activation == "relu6"
+    chosen = matching.resolve(loaded.spec, assumed, None, ["activation"])
+    assert chosen.activation == "hard_swish"
 
 
 def test_a_choice_is_held_against_what_the_manifest_says_of_published_weights(monkeypatch):
@@ -110,11 +116,11 @@ def test_a_choice_is_held_against_what_the_manifest_says_of_published_weights(mo
     assert published.assumed == ("classifier_activation",)
 
 
-def test_weights_that_are_not_numbers_are_refused(saved):
+def test_weights_that_are_not_numbers_are_refused(saved, loaded):
     imported = zoo.read_weights(saved)
     imported.tensors["logits/bias"][1] = np.nan
     with pytest.raises(ValueError, match="logits/bias"):
-        matching.fit(zoo.load(saved), imported)
+        matching.fit(loaded, imported)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +149,9 @@ def test_a_folder_without_weights_names_what_is_missing(saved, tmp_path):
         zoo.load(tmp_path / "model")
 
 
-def test_saving_over_a_file_is_refused(saved):
+def test_saving_over_a_file_is_refused(saved, loaded):
     with pytest.raises(NotADirectoryError, match=r"spec\.json"):
-        zoo.load(saved).save_pretrained(saved / "spec.json")
+        loaded.save_pretrained(saved / "spec.json")
 
 
 def test_a_folder_holds_what_other_programs_need(saved):
@@ -155,19 +161,18 @@ def test_a_folder_holds_what_other_programs_need(saved):
     assert "mobilenet_v3_small_grw" in (saved / "README.md").read_text()
 
 
-def test_what_to_skip_must_be_there(saved):
+def test_what_to_skip_must_be_there(saved, loaded):
     imported = zoo.read_weights(saved)
-    model = zoo.load(saved)
     with pytest.raises(TypeError, match="a sequence of patterns"):
-        matching.fit(model, imported, skip="logits/*")
+        matching.fit(loaded, imported, skip="logits/*")
     with pytest.raises(ValueError, match=r"logts/\*"):
-        matching.fit(model, imported, skip=["logts/*"])
+        matching.fit(loaded, imported, skip=["logts/*"])
 
 
-def test_a_folder_takes_other_weights_when_asked(saved):
-    new, own = zoo.load(saved, None), zoo.load(saved)
+def test_a_folder_takes_other_weights_when_asked(saved, loaded):
+    new = zoo.load(saved, None)
     name = "transformer/layer0/mlp_hidden/kernel"
-    assert np.any(new.named_weights()[name] != own.named_weights()[name])
+    assert np.any(new.named_weights()[name] != loaded.named_weights()[name])
     with pytest.raises(FileNotFoundError, match=r"other\.pt"):
         zoo.load(saved, "no/other.pt")
 
@@ -194,26 +199,26 @@ def test_weights_with_shifts_are_not_taken_for_plain_ones(caplog):
         tensors={name: v.numpy() for name, v in model.named_weights().items()},
         spec=model.spec.to_dict(),
     )
-    plain = zoo.load("mobilenet_v3_small", None, num_classes=4).spec
+    plain = registry.get("mobilenet_v3_small").replace({"num_classes": 4})
     matching.resolve(plain, imported, None)
     assert any("temporal_shift" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("labels", ["abcd", ["a", "b\nc", "d", "e"], ["a", "b"]])
-def test_labels_that_are_none_are_refused(saved, labels):
+def test_labels_that_are_none_are_refused(loaded, labels):
     with pytest.raises(ValueError, match="`labels`"):
-        zoo.load(saved).labels = labels
+        loaded.labels = labels
 
 
 @pytest.mark.parametrize("resolution", [0, -1, 8.5])
-def test_resolutions_that_are_none_are_refused(saved, resolution):
+def test_resolutions_that_are_none_are_refused(loaded, resolution):
     with pytest.raises(ValueError, match="`resolution`"):
-        zoo.load(saved).to_streaming(resolution)
+        loaded.to_streaming(resolution)
 
 
 @pytest.mark.parametrize("lost", ["backbone", "head"])
-def test_half_a_model_is_not_converted(saved, lost):
-    spec = {key: v for key, v in zoo.load(saved).spec.to_dict().items() if key != lost}
+def test_half_a_model_is_not_converted(loaded, lost):
+    spec = {key: v for key, v in loaded.spec.to_dict().items() if key != lost}
     with pytest.raises(ValueError, match=f"holds no {lost}"):
         loading.spec_of(zoo.Imported(tensors={}, spec=spec))
 
