@@ -11,6 +11,8 @@ from grw_keras.models.randomness import Randomness
 from grw_keras.zoo import registry
 from tests.zoo_helpers import random_clips, randomize
 
+pytestmark = pytest.mark.xdist_group("causal head")  # they share what is dear to make
+
 WINDOW, WIDTH, HEADS, MLP, CLASSES = 4, 8, 2, 6, 3
 SPEC = registry.get("movinet_a0_stream_grw").replace(
     {

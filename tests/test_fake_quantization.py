@@ -22,7 +22,7 @@ from grw_keras.training import assembly, recipe, state
 from grw_keras.zoo import registry
 from tests.zoo_helpers import random_clips, randomize
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fake quantization")]  # shared models
 
 FRAMES, LABELS = 4, tuple("abcdef")
 SMALL = {"resolution": 32, "num_classes": 6, "frames": FRAMES, "head_window": FRAMES, "window": 3}

@@ -12,6 +12,8 @@ from grw_keras import zoo
 from grw_keras.zoo import loading, matching, registry
 from tests.zoo_helpers import random_clips, randomize
 
+pytestmark = pytest.mark.xdist_group("loading")  # they share what is dear to make
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

@@ -14,6 +14,8 @@ from tests.hub_server import File, HubServer
 from tests.lite_files import streamed
 from tests.zoo_helpers import random_clips
 
+pytestmark = pytest.mark.xdist_group("loading published")  # they share what is dear to make
+
 K600 = "movinet_a0_stream_k600_int8.tflite"
 
 

@@ -26,6 +26,8 @@ from tests.helpers import literal_orderings
 from tests.store_helpers import LABELS, ArrayStore
 from tests.zoo_helpers import SIZE, randomize
 
+pytestmark = pytest.mark.xdist_group("predictions")  # they share what is dear to make
+
 N, WINDOW = 6, 4
 LENGTHS = (6, 3, 9, 1, 7)
 

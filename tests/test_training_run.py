@@ -15,6 +15,8 @@ from grw_keras.lite import StreamSession
 from grw_keras.training import again
 from tests import video_files
 
+pytestmark = pytest.mark.xdist_group("training run")  # they share what is dear to make
+
 SIZE = 32
 TRAIN = [
     *("train", "--model", "mobilenet_v3_small_grw", "--weights", "none", "--frames", "6"),

@@ -12,6 +12,8 @@ from grw_keras.zoo import registry
 from tests.helpers import literal_loss
 from tests.zoo_helpers import SIZE, random_clips, randomize
 
+pytestmark = pytest.mark.xdist_group("zoo models")  # they share what is dear to make
+
 CLASSES = 7
 FRAMES = 6  # also the largest T of the paper
 HEAD_WINDOW = 2
