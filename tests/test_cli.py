@@ -9,7 +9,7 @@ import pytest
 import grw_keras
 from grw_keras import cli, zoo
 from grw_keras.cli import flags, training
-from grw_keras.training import recipe
+from grw_keras.training import recipe, runs
 from grw_keras.zoo import registry
 
 
@@ -104,11 +104,15 @@ MISSPELT = {
     "export runs/mine --tflite x": "Received: runs/mine",
     "export movinet_a0_stream --tflite x --data no_folder": "no_folder",
     "train --model movinet_a0_stream --data no_folder --out x": "no_folder",
+    "train --model movinet_a0_stream --data . --out begun": "There is a run in begun already",
 }
 
 
 def test_misspelt_paths_are_told_before_tensorflow_is_imported(tmp_path):
     """For that takes long."""
+    begun = runs.RunFolder.at(tmp_path / "begun").recipe
+    begun.parent.mkdir(parents=True)
+    begun.touch()
     code = f"""
 import sys
 from grw_keras import cli

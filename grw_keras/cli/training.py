@@ -78,14 +78,15 @@ def _train(
         return _launch(local_workers, arguments)
     from grw_keras.data.opening import check_exists
     from grw_keras.training import recipe as recipes
-    from grw_keras.training.runs import RunFolder
+    from grw_keras.training import runs
+    from grw_keras.training.cluster import cluster_from_environment
 
     keys = {flag.replace("-", "_"): key for flag, (key, *_) in {**_KEYS, **SPLITTING}.items()}
     changes = {keys[flag]: value for flag, value in flags.items() if value is not None}
     if changes.get("model.weights") == "none":
         changes["model.weights"] = None
     changes |= recipes.assignments(set)
-    folder = RunFolder.at(out)
+    folder = runs.RunFolder.at(out)
     if recipe is not None:
         base = recipes.read(recipe)
     elif resume and folder.started():
@@ -95,9 +96,12 @@ def _train(
     else:
         raise ValueError("Give a recipe, or a model: --model NAME (see grw-keras list)")
     wanted = recipes.override(base, changes)
-    check_exists(data)  # ahead of TensorFlow's import
+    cluster = cluster_from_environment()
+    # Ahead of TensorFlow's import.
+    check_exists(data)
+    if cluster is None and folder.started():
+        runs.check(folder, wanted, resume=resume)
 
-    from grw_keras.training.cluster import cluster_from_environment
     from grw_keras.training.run import train
 
     outcome = train(
@@ -106,7 +110,7 @@ def _train(
         out,
         annotations=annotations,
         resume=resume,
-        cluster=cluster_from_environment(),
+        cluster=cluster,
         command=launched_by or shlex.join(["grw-keras", *arguments]),
     )
     if outcome.finished:
