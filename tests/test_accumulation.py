@@ -58,6 +58,7 @@ def assert_close(changes, expected, share):
         np.testing.assert_allclose(ours, theirs, atol=share * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_make_the_update_of_the_whole(parts, whole):
     changes, logs = update(parts)
@@ -122,6 +123,7 @@ def test_the_batch_must_be_a_multiple():
     step(*batch(8))
 
 
+@pytest.mark.slow
 def test_parts_take_turns_in_one_loop():
     """The graph, and so the memory, is that of one part, however many there are."""
 
@@ -141,6 +143,7 @@ def test_dropout_draws_anew_for_each_part():
     assert int(model.randomness.step) == 4
 
 
+@pytest.mark.slow
 def test_fit_accumulates():
     model = make_model(2)
     inputs, labels = batch()

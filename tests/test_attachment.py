@@ -127,6 +127,7 @@ def test_fit_trains_the_base_model_and_evaluate_measures_without_the_loss(jit_co
     np.testing.assert_allclose(attached.predict(CLIPS, verbose=0), base(CLIPS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_training_step_is_traced_once(monkeypatch):
     traced = []
     step = tf_keras.Model.train_step
@@ -139,6 +140,7 @@ def test_the_training_step_is_traced_once(monkeypatch):
     assert len(traced) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_validation_after_training_adds_no_smoothness_loss(run_eagerly):
     base = small_cnn()
@@ -190,6 +192,7 @@ def masked_model():
     return tf_keras.Model(video, layers.Dense(3)(layers.GlobalAveragePooling1D()(z)))
 
 
+@pytest.mark.slow
 def test_padding_counts_neither_in_training_nor_in_validation():
     clips = CLIPS[:, :, 0, :8, 0].copy()
     clips[1:, 3:] = 0.0

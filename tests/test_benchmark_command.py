@@ -50,6 +50,7 @@ def unclustered(path: Path) -> int:
     return len(parts._get_ops_details()) - own_operations(path)
 
 
+@pytest.mark.slow
 def test_every_file_is_measured_with_every_number_of_threads(measured):
     rows = [(m.file, m.kind, m.threads) for m in measured]
     assert rows == [
@@ -120,6 +121,7 @@ def test_frames_of_files_are_interleaved_in_blocks():
     assert [len(own_ms) for own_ms in times_ms] == [25, 25]
 
 
+@pytest.mark.slow
 def test_memory_counts_the_weights(files, tmp_path):
     weights = np.random.default_rng(0).normal(size=(lite_files.WIDTH, _MEGABYTES * 50_000))
 

@@ -225,6 +225,7 @@ def figures_with(names):
     ]
 
 
+@pytest.mark.slow
 def test_strange_names_are_drawn_as_they_are_without_a_word(recwarn, caplog):
     with caplog.at_level(logging.INFO, "matplotlib"):
         for figure in figures_with(STRANGE):

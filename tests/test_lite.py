@@ -100,6 +100,7 @@ def test_golden_top(tiny_files, monkeypatch):
     assert [label for label, _ in session.top(4)] == ["1", "3", "5", "7"]
 
 
+@pytest.mark.slow
 def test_golden_numbers_are_what_the_script_makes():
     made = script(TFLITE / "golden/make_golden.py").golden()
 

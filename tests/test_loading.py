@@ -31,6 +31,7 @@ def loaded(saved):
     return zoo.load(saved)
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_replaces_the_last_layer_alone(saved, loaded):
     other = zoo.load(str(saved), num_classes=7)
     assert other.spec.num_classes == 7
@@ -41,6 +42,7 @@ def test_another_number_of_classes_replaces_the_last_layer_alone(saved, loaded):
             np.testing.assert_array_equal(variable, loaded.named_weights()[name])
 
 
+@pytest.mark.slow
 def test_rgb_weights_start_the_six_channel_stem():
     rgb = randomize(zoo.load("mobilenet_v3_small", None))
     imported = zoo.Imported(
@@ -87,6 +89,7 @@ def test_weights_of_another_model_are_refused(saved):
         zoo.load("movinet_a0_stream", saved)
 
 
+@pytest.mark.slow
 def test_a_choice_against_the_weights_is_refused(saved):
     with pytest.raises(ValueError, match="fix `embed_dim`=32"):
         zoo.load("mobilenet_v3_small_grw", saved, embed_dim=64)
@@ -171,6 +174,7 @@ def test_what_to_skip_must_be_there(saved, loaded):
         matching.fit(loaded, imported, skip=["logts/*"])
 
 
+@pytest.mark.slow
 def test_a_folder_takes_other_weights_when_asked(saved, loaded):
     new = zoo.load(saved, None)
     name = "transformer/layer0/mlp_hidden/kernel"
@@ -191,10 +195,12 @@ def test_folders_named_like_weights_are_in_nobodys_way(saved, tmp_path, monkeypa
         zoo.load("movinet_a0_stream_grw", "")
 
 
+@pytest.mark.slow
 def test_loaded_batch_norms_can_be_frozen(saved):
     assert zoo.load(saved, frozen_batch_norm=True).spec.frozen_batch_norm
 
 
+@pytest.mark.slow
 def test_weights_with_shifts_are_not_taken_for_plain_ones(caplog):
     model = zoo.load("mobilenet_v3_small_tsm", None, num_classes=4)
     imported = zoo.Imported(

@@ -122,6 +122,7 @@ def test_metrics_split_the_loss(classes, accuracies):
     assert float(values["top1"]) == (logits.argmax(axis=1) == labels).mean()
 
 
+@pytest.mark.slow
 def test_all_variables_are_made_before_the_first_step():
     """Or a checkpoint could not be put back before it."""
     model = Tiny()

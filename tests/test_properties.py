@@ -56,6 +56,7 @@ def test_the_true_order_of_a_straight_steady_path_beats_every_other(seed, window
     assert float(terms.margin[0, 0]) == pytest.approx(energy, rel=1e-6)
 
 
+@pytest.mark.slow
 @given(WINDOWS, WIDTHS, st.floats(-1e4, 1e4, width=32))
 def test_collapsed_embeddings_give_exactly_log_of_the_number_of_orderings(window, width, value):
     z = np.full((1, window, width), value, np.float32)

@@ -56,6 +56,7 @@ def smoothness(model) -> float:
     return float(grw_loss(tf.cast(embeddings, tf.float32), window=5))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("policy_restored")
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -166,6 +166,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page_path):
     assert policy.startswith("default-src 'none'")
 
 
+@pytest.mark.slow
 def test_every_text_is_escaped(tmp_path):
     report = full_report(HOSTILE)
     e = evaluation(

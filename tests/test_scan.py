@@ -150,6 +150,7 @@ def dying_probe(path):
     return TEN_SECONDS
 
 
+@pytest.mark.slow
 def test_a_video_that_kills_its_process_is_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(scan_module, "_probe", dying_probe)
     monkeypatch.setattr(scan_module, "_BATCH", 3)

@@ -42,6 +42,7 @@ def test_a_row_for_each_epoch_has_losses_metrics_and_rates(tmp_path):
     assert checkpoint.state["history"] == outcome.history
 
 
+@pytest.mark.slow
 def test_losses_are_looked_at_now_and_then(tmp_path):
     notes = Notes()
     training = make_trainer(tmp_path, {"epochs": 5}, listeners=[notes])
@@ -63,6 +64,7 @@ def test_a_batch_larger_than_the_set_ends_several_epochs_at_once(tmp_path):
     assert [(row["epoch"], row["step"]) for row in outcome.history] == [(2, 1), (4, 2), (5, 3)]
 
 
+@pytest.mark.slow
 def test_an_epoch_without_windows_is_kept_as_nan(tmp_path):
     store = ArrayStore()
     store.frames = [frames[:2] for frames in store.frames]  # fewer than a window of 3
@@ -76,6 +78,7 @@ def test_an_epoch_without_windows_is_kept_as_nan(tmp_path):
         assert math.isfinite(row["loss"])
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_moves_after_its_epochs(tmp_path):
     seen = {0: None}
 
@@ -97,6 +100,7 @@ def test_a_frozen_backbone_moves_after_its_epochs(tmp_path):
     assert len(training.model.backbone.trainable_weights) == 3  # kernel, gamma, beta
 
 
+@pytest.mark.slow
 def test_thawing_leaves_a_frozen_batch_norm_frozen(tmp_path):
     settings = {"epochs": 1, "frozen_backbone_epochs": 0.5, "frozen_batch_norm": True}
     training = make_trainer(tmp_path, settings)

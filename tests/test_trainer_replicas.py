@@ -97,6 +97,7 @@ def test_replicas_see_each_clip_of_a_step_once(said, tmp_path, two_replicas):
         assert parts[1] == sorted(wanted[2:])
 
 
+@pytest.mark.slow
 # Which of what this worker says another one has otherwise.
 @pytest.mark.parametrize(
     ("differing", "match"),

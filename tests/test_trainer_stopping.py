@@ -66,6 +66,7 @@ def test_the_last_epoch_is_validated_always(tmp_path):
     assert validated == [3, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "scores", "full", "best", "last"),
     [

@@ -136,6 +136,7 @@ def test_scripts_need_no_main_guard(how, tmp_path):
     assert (ran.returncode, ran.stdout) == (0, "[0, 1, 4, 9, 16]\n"), ran.stderr
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed():
     process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
     pids = [int(word) for word in process.stdout.readline().split()]

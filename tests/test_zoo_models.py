@@ -133,6 +133,7 @@ def test_an_eighth_of_the_channels_is_shifted(temporal_shift):
     np.testing.assert_array_equal(shift_channels(tf.constant(x), temporal_shift), expected)
 
 
+@pytest.mark.slow
 def test_every_residual_block_is_shifted():
     model = small("mobilenet_v3_small_tsm")
     layers = model.backbone.cnn.layers
@@ -155,6 +156,7 @@ def smoothed_mobilenet():
     return small("mobilenet_v3_small_grw")
 
 
+@pytest.mark.slow
 def test_a_session_answers_with_probabilities_and_forgets_on_reset(smoothed_mobilenet):
     model = smoothed_mobilenet
     first, second = random_clips(2, 7, size=64).numpy()
@@ -173,6 +175,7 @@ def test_a_session_answers_with_probabilities_and_forgets_on_reset(smoothed_mobi
     np.testing.assert_allclose(alone[1], tf.nn.softmax(model(second[None, :2]))[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_sessions_of_a_model_do_not_share_states(smoothed_mobilenet):
     model = smoothed_mobilenet
     first, second = random_clips(2, 3).numpy()
@@ -228,6 +231,7 @@ def test_clips_that_are_none_are_refused(clips, error, message, mobilenet):
         mobilenet(clips)
 
 
+@pytest.mark.slow
 def test_masked_frames_reach_neither_the_head_nor_the_loss(mobilenet, smoothed_mobilenet):
     model = smoothed_mobilenet
     clips = random_clips(2, 10)
@@ -244,6 +248,7 @@ def test_the_official_classifier_refuses_a_mask():
         head(tf.zeros([1, 1, 1, 1, 480]), mask=tf.ones([1, 3], tf.bool))
 
 
+@pytest.mark.slow
 def test_an_endpoint_of_two_inputs_is_refused():
     with pytest.raises(ValueError, match="must be one of Conv, ") as refused:
         small("mobilenet_v3_small_intermediate", endpoint="expanded_conv_1/Add")
