@@ -122,7 +122,10 @@ def _settled(flatbuffer: bytes) -> bytes:
     with_kernel = [getattr(schema.BuiltinOperator, name) for name in WITH_KERNEL]
     for graph in model.subgraphs:
         uses = Counter(
-            graph.tensors[index].buffer for each in graph.operators for index in each.inputs
+            graph.tensors[index].buffer
+            for each in graph.operators
+            for index in each.inputs
+            if index >= 0  # -1 stands for one that the operation does without
         )
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
@@ -132,7 +135,7 @@ def _settled(flatbuffer: bytes) -> bytes:
             for place, index in enumerate(operator.inputs):
                 tensor = graph.tensors[index]
                 constant = model.buffers[tensor.buffer]
-                if constant.data is None or uses[tensor.buffer] == 1:
+                if index < 0 or constant.data is None or uses[tensor.buffer] == 1:
                     continue
                 uses[tensor.buffer] -= 1
                 tensor = copy.copy(tensor)
@@ -147,7 +150,7 @@ def _settled(flatbuffer: bytes) -> bytes:
 
 
 def _read(flatbuffer: bytes | bytearray) -> Any:
-    """The file, read where it lies: a tenth of the time that it takes to unpack it whole."""
+    """The file, read where it lies; to unpack it whole takes many times as long."""
     return schema.Model.GetRootAs(flatbuffer, 0)
 
 
