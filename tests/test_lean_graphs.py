@@ -23,7 +23,7 @@ FORMS = {
     "official classifier": ("movinet_a0_stream", {}),
     "relu6": ("movinet_a0_stream_relu6_attention", {}),
     "bidirectional head": ("movinet_a0_stream_grw", {}),
-    "causal head": ("movinet_a0_stream_grw", CAUSAL),
+    "causal head": ("mobilenet_v3_small_grw", CAUSAL),
     "the authors' gate": ("movinet_a0_stream", {"gating_activation": "hard_sigmoid_keras2"}),
     "sigmoid gate, swish": (
         "movinet_a0_stream",

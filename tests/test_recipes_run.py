@@ -51,10 +51,7 @@ EAGER = [
     case(path) if path.stem == "finetune_folder" else case(path, pytest.mark.exhaustive)
     for path in FILES
 ]
-COMPILED = [
-    case(path) if path.stem == "warmup_airplanes" else case(path, pytest.mark.exhaustive)
-    for path in FILES
-]
+COMPILED = [case(path, pytest.mark.exhaustive) for path in FILES]
 
 
 @functools.cache
