@@ -238,7 +238,7 @@ def test_whole_clips(model, clip, tmp_path):
         StreamSession(made.path)
 
 
-def test_the_gate_refuses_a_file_that_answers_otherwise(model, tmp_path, monkeypatch):
+def test_the_gate_refuses_a_file_that_answers_otherwise(model, tmp_path, monkeypatch, caplog):
     lean = LeanModel(model)
     stem = lean.layers.weights["stem"]
     changed = {"stem": Affine(1.3 * stem.kernel, stem.bias)}
@@ -248,8 +248,12 @@ def test_the_gate_refuses_a_file_that_answers_otherwise(model, tmp_path, monkeyp
         export.to_tflite(model, tmp_path / "m.tflite")
     assert refused.value.report.snr_db < 60
     assert list(tmp_path.iterdir()) == []
+    caplog.set_level("INFO", "grw_keras")
     export.to_tflite(model, tmp_path / "m.tflite", force=True)
     assert (tmp_path / "m.tflite").is_file()
+    assert [record.getMessage().split()[0] for record in caplog.records] == [
+        *("Converting", "Streaming")
+    ]
 
 
 CLIP = np.zeros([8, SIZE, SIZE, 3], np.float32)

@@ -46,6 +46,15 @@ def test_curves_show_the_history_in_a_panel_per_kind():
     assert [line.get_label() for line in accuracy.lines] == ["training"]
 
 
+def test_legends_cover_no_curve():
+    figure = figures.curves([{"loss": 2.0, "cross_entropy": 1.0, "val_cross_entropy": 9.0}])
+    figures.png(figure)  # lays it out
+    (axes,) = figure.axes
+    below = axes.get_legend().get_window_extent()
+    assert below.y1 < axes.get_window_extent().y0
+    assert below.y0 > 0
+
+
 def test_a_value_that_only_some_epochs_have_is_drawn_where_it_is():
     (axes,) = figures.curves([{"loss": 3.0}, {"loss": 2.0, "val_cross_entropy": 2.5}]).axes
     np.testing.assert_allclose(axes.lines[1].get_xydata(), [(2, 2.5)])

@@ -248,6 +248,9 @@ def test_metrics_leave_their_arguments_as_they_are():
     [
         (lambda: metrics.top_k(GOOD, np.array([0, 1]), 0), r"`k` must be in \[1, 2\]"),
         (lambda: metrics.top_k(GOOD, np.array([0, 1]), 3), "Received: 3"),
+        (lambda: metrics.share_interval(math.nan, 5), r"`share` must be in \[0, 1\].*nan"),
+        (lambda: metrics.share_interval(83.0, 5), "Received: 83"),
+        (lambda: metrics.share_interval(0.5, 0), "`count` must be at least 1. Received: 0"),
         (lambda: metrics.calibration(GOOD, np.array([0, 1]), 0), "`bins` must be >= 1"),
         (lambda: metrics.class_scores(np.ones((2, 3))), r"square.*Received: shape \(2, 3\)"),
         (lambda: metrics.class_scores(np.zeros((2, 2), int)), "at least one clip.*sum 0"),

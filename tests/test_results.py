@@ -9,6 +9,7 @@ import threading
 import filelock
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from grw_keras.data.scan import BadVideo
 from grw_keras.evaluation import metrics
@@ -184,6 +185,9 @@ def test_the_table_shows_summary_classes_and_confusion():
     text = table(evaluation(names=["hand shaking", "hugging", "kicking"]))
     found = evaluation(names=["hand shaking", "hugging", "kicking"])
     assert f"top-1                    {100 * found.top1:.1f} % (95 % interval " in text
+    right = round(found.top1 * found.clips)
+    low, high = binomtest(right, found.clips).proportion_ci(0.95, "wilson")
+    assert f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)" in text
     assert "top-5                    - (only 3 classes)" in text
     assert "10 frames at 5 fps, 172 px" in text
     assert "GMACs                    0.53" in text

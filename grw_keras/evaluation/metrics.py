@@ -5,10 +5,10 @@ Shape letters: n clips, K classes, N frames of a clip, D embedding width.
 
 import dataclasses
 import math
+import statistics
 
 import numpy as np
 
-NORMAL_97_5 = 1.959963984540054  # the quantile of the normal distribution
 BINS = 15  # of the calibration error, Guo et al. 2017, section 4
 
 
@@ -117,10 +117,17 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
         share: of what was counted, in [0, 1].
         count: trials, independent of each other, >= 1.
 
+    Raises:
+        ValueError: no share, or no trials.
+
     Reference:
         Wilson, Probable inference, the law of succession, and statistical inference, 1927.
     """
-    square = NORMAL_97_5**2 / count
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` must be in [0, 1]. Received: {share}")
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1. Received: {count}")
+    square = statistics.NormalDist().inv_cdf(0.975) ** 2 / count
     centre = (share + square / 2) / (1 + square)
     half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
     return max(centre - half, 0.0), min(centre + half, 1.0)

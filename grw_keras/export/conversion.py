@@ -5,7 +5,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flatbuffers
@@ -62,7 +62,7 @@ def to_flatbuffer(graph: Graph, *, float16: bool = False) -> bytes:
                 lacking,
             ) from error
     _require_builtin(flatbuffer)
-    return _settled(flatbuffer)
+    return _finished(flatbuffer)
 
 
 class Kernel(NamedTuple):
@@ -111,42 +111,55 @@ def with_weights(flatbuffer: bytes, weights: Mapping[str, Affine]) -> bytes:
     return bytes(changed)
 
 
-def _settled(flatbuffer: bytes) -> bytes:
-    """The file with its answer's tensor named after its layer, which the converter names by number,
-    and a constant of its own for each kernel and bias: the converter keeps equal ones once."""
+def _finished(flatbuffer: bytes) -> bytes:
+    """A file as the converter made it, with what the quantiser and `with_weights` go by."""
     model = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    _name_answers(model)
+    kinds = [name for name, _, _ in _operators(_read(flatbuffer))]
+    _separate_constants(model, kinds)
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _name_answers(model) -> None:
+    """Names the answer's tensor after its layer: the converter names it by number."""
     for output in model.signatureDefs[0].outputs:
         layer = ANSWERS.get(output.name.decode())
         if layer is not None:
             model.subgraphs[0].tensors[output.tensorIndex].name = f"{layer}/answer".encode()
-    with_kernel = [getattr(schema.BuiltinOperator, name) for name in WITH_KERNEL]
-    for graph in model.subgraphs:
-        uses = Counter(
-            graph.tensors[index].buffer
-            for each in graph.operators
-            for index in each.inputs
-            if index >= 0  # -1 stands for one that the operation does without
-        )
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            if max(code.builtinCode, code.deprecatedBuiltinCode) not in with_kernel:
+
+
+def _separate_constants(model, kinds: Sequence[str]) -> None:
+    """Gives each kernel and bias a constant of its own: the converter keeps equal ones once.
+
+    Args:
+        model: unpacked.
+        kinds: the operations' names, in order.
+    """
+    placed = [(operator, graph) for graph in model.subgraphs for operator in graph.operators]
+    uses = Counter(
+        graph.tensors[index].buffer
+        for operator, graph in placed
+        for index in operator.inputs
+        if index >= 0  # -1 stands for an input that the operation does without
+    )
+    for kind, (operator, graph) in zip(kinds, placed, strict=True):
+        if kind not in WITH_KERNEL:
+            continue
+        operator.inputs = np.array(operator.inputs)
+        for place, index in enumerate(operator.inputs):
+            tensor = graph.tensors[index]
+            constant = model.buffers[tensor.buffer]
+            if index < 0 or constant.data is None or uses[tensor.buffer] == 1:
                 continue
-            operator.inputs = np.array(operator.inputs)
-            for place, index in enumerate(operator.inputs):
-                tensor = graph.tensors[index]
-                constant = model.buffers[tensor.buffer]
-                if index < 0 or constant.data is None or uses[tensor.buffer] == 1:
-                    continue
-                uses[tensor.buffer] -= 1
-                tensor = copy.copy(tensor)
-                tensor.buffer = len(model.buffers)
-                tensor.name = f"constant{tensor.buffer}".encode()  # the quantiser goes by names
-                model.buffers.append(copy.copy(constant))
-                operator.inputs[place] = len(graph.tensors)
-                graph.tensors.append(tensor)
-    builder = flatbuffers.Builder()
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+            uses[tensor.buffer] -= 1
+            tensor = copy.copy(tensor)
+            tensor.buffer = len(model.buffers)
+            tensor.name = f"constant{tensor.buffer}".encode()  # the quantiser goes by names
+            model.buffers.append(copy.copy(constant))
+            operator.inputs[place] = len(graph.tensors)
+            graph.tensors.append(tensor)
 
 
 def _read(flatbuffer: bytes | bytearray) -> Any:
