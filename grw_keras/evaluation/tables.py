@@ -1,11 +1,10 @@
 """An evaluation as a table for the terminal."""
 
-from collections.abc import Iterable, Sequence
-
 from rich.cells import cell_len, set_cell_size
 
 from grw_keras.evaluation import metrics
 from grw_keras.evaluation.results import Evaluation
+from grw_keras.text_table import aligned
 
 _SHOWN_CLASSES = 20  # all are shown up to this number
 _LABEL_CELLS = 32
@@ -17,7 +16,7 @@ def table(evaluation: Evaluation) -> str:
     Of more than 20 classes the 20 with the lowest F1 are shown, and no matrix.
     """
     shown = len(evaluation.per_class) <= _SHOWN_CLASSES
-    parts = [_aligned(_summary(evaluation), "<<"), _class_table(evaluation)]
+    parts = [aligned(_summary(evaluation), "<"), _class_table(evaluation)]
     if shown:
         parts.append(_confusion_table(evaluation))
     return "\n\n".join(parts)
@@ -64,7 +63,7 @@ def _class_table(evaluation: Evaluation) -> str:
     for c in classes:
         scores = (percent(c.recall), percent(c.precision), percent(c.f1))
         rows.append((_clipped(c.label), str(c.support), *scores))
-    return _aligned(rows, "<>>>>")
+    return aligned(rows, "<>")
 
 
 def _confusion_table(evaluation: Evaluation) -> str:
@@ -72,21 +71,7 @@ def _confusion_table(evaluation: Evaluation) -> str:
     rows = [("true \\ predicted", "", *numbers)]
     for c, number, row in zip(evaluation.per_class, numbers, evaluation.confusion, strict=True):
         rows.append((_clipped(c.label), number, *(str(count) if count else "." for count in row)))
-    return _aligned(rows, "<>" + ">" * len(numbers))
-
-
-def _aligned(rows: Iterable[Sequence[str]], sides: str) -> str:
-    """Rows as columns of equal width on the screen, where a Chinese letter takes two cells."""
-    rows = list(rows)
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for cell, side, width in zip(row, sides, widths, strict=True):
-            space = " " * (width - cell_len(cell))
-            cells.append(cell + space if side == "<" else space + cell)
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return aligned(rows, "<>")
 
 
 def _clipped(label: str) -> str:

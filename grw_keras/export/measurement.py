@@ -1,11 +1,12 @@
 """What was measured of a file: as a row of a CSV and of a table for the terminal."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from grw_keras import csv_table
 from grw_keras.export.operations import Profile
+from grw_keras.text_table import aligned
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def table(measurements: Sequence[Measurement]) -> str:
         for m in measurements
     ]
     header = ("file", "threads", "median ms", "mean", "p90", "p99", "max", "file MB", "memory MB")
-    return "\n".join(_aligned([(*header, "XNNPACK takes"), *rows]))
+    return aligned([(*header, "XNNPACK takes"), *rows], "<>")
 
 
 def profile_table(profile: Profile, shown: int) -> str:
@@ -109,26 +110,20 @@ def profile_table(profile: Profile, shown: int) -> str:
             f"{own_ms:.2f} ms of them in operations, whole µs of each. CAPITALS: built-in kernels;",
             "others: XNNPACK's own operations, which need not be those of the file.",
             "",
-            *_aligned(
+            aligned(
                 [
                     ("kind", "operations", "ms"),
                     *((kind, str(len(ms)), f"{sum(ms):.3f}") for kind, ms in by_kind),
-                ]
+                ],
+                "<>",
             ),
             "",
-            *_aligned(
+            aligned(
                 [
                     ("the slowest", "ms", "output"),
                     *((o.kind, f"{o.ms:.3f}", o.name.partition(";")[0]) for o in slowest),
-                ]
+                ],
+                "<><",
             ),
         ]
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines with columns of equal width, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        yield "  ".join([first.ljust(widths[0]), *cells])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from grw_keras.models import pretrained
 from grw_keras.models.spec import ModelSpec
+from grw_keras.text_table import aligned
 from grw_keras.zoo import manifest, registry
 
 COSTS = Path(__file__).with_name("costs.csv")  # counted by benchmarks/cost.py
@@ -33,15 +34,7 @@ class ModelNames(tuple[str, ...]):
         costs = read_costs()
         published = {name: entry.dataset for entry in manifest.entries() for name in entry.models}
         rows = [_row(costs[name], published.get(name, "")) for name in self]
-        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-        lines = []
-        for row in (_COLUMNS, *rows):
-            cells = (
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        return aligned((_COLUMNS, *rows), "<<>")
 
     __str__ = __repr__
 
