@@ -9,8 +9,6 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from grw_keras.models import streaming
-
 CROP, RESIZE, CLASSES, WINDOW, WIDTH = 8, 10, 3, 4, 5
 LABELS = ["hugging", "kicking", "pushing"]
 _RNG = np.random.default_rng(5)
@@ -125,8 +123,17 @@ def video(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 12, 17, 3), np.uint8)
 
 
+def prepared(frame, resize_px: int, crop_px: int) -> tf.Tensor:
+    """A frame as a session prepares it, by TensorFlow's own resizing, as training resizes."""
+    pixels = tf.constant(frame, tf.float32) / (255.0 if frame.dtype == np.uint8 else 1.0)
+    if frame.shape[:2] != (crop_px, crop_px):
+        pixels = tf.image.resize(pixels, [resize_px, resize_px], antialias=True)
+        pixels = tf.image.resize_with_crop_or_pad(pixels, crop_px, crop_px)
+    return pixels[None, None]
+
+
 def images(frames):
-    return [streaming.prepare_frame(frame, CROP, RESIZE) for frame in frames]
+    return [prepared(frame, RESIZE, CROP) for frame in frames]
 
 
 def reference_stream(frames) -> np.ndarray:

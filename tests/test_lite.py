@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 
 from grw_keras.lite import FrameClock, StreamSession, prepare_frame
-from grw_keras.models import streaming
 from tests import lite_files
 from tests.helpers import script
 
@@ -41,7 +40,7 @@ def reference_split(frames) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_resizing_equals_tensorflows(size, resize, crop):
     frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    expected = streaming.prepare_frame(frame, crop, resize).numpy()
+    expected = lite_files.prepared(frame, resize, crop).numpy()
     prepared = prepare_frame(frame, resize, crop)
     assert (prepared.dtype, prepared.shape) == (np.float32, expected.shape)
     np.testing.assert_allclose(prepared, expected, atol=1e-5)
@@ -50,7 +49,7 @@ def test_resizing_equals_tensorflows(size, resize, crop):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_float_frames_in_any_memory_order(dtype):
     frame = (lite_files.video(1)[0] / 255).astype(dtype)[::-1, :, ::-1]
-    expected = streaming.prepare_frame(frame.astype(np.float32), 8, 10)
+    expected = lite_files.prepared(frame.astype(np.float32), 10, 8)
     np.testing.assert_allclose(prepare_frame(frame, 10, 8), expected, atol=1e-5)
 
 

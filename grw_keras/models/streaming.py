@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from grw_keras.lite import prepare_frame
+
 
 class StreamSession:
     """Runs a model over one stream of frames.
@@ -41,7 +43,7 @@ class StreamSession:
         Raises:
             TypeError, ValueError: not such a frame.
         """
-        image = prepare_frame(frame, self.resolution, self._resize())
+        image = prepare_frame(frame, self._resize(), self.resolution)
         logits, self._states = self._step(image, self._states)
         self.frames_seen += 1
         return tf.nn.softmax(logits[0]).numpy()
@@ -49,27 +51,3 @@ class StreamSession:
     def _resize(self) -> int:
         spec = self.model.spec
         return round(self.resolution * spec.resize / spec.resolution)
-
-
-def prepare_frame(frame, resolution: int, resize: int) -> tf.Tensor:
-    """[1, 1, resolution, resolution, 3], float32, of a frame of any size."""
-    if frame is None:
-        raise TypeError("A frame must be an array: did the camera give none? Received: None")
-    frame = np.asarray(frame)
-    if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
-        raise ValueError(f"A frame must have shape [H, W, 3]. Received: {frame.shape}")
-    if frame.dtype == np.uint8:
-        image = tf.constant(frame, tf.float32) / 255.0
-    elif np.issubdtype(frame.dtype, np.floating):
-        if not (np.min(frame) >= 0 and np.max(frame) <= 1):
-            raise ValueError(
-                "Float pixels must be finite and in [0, 1]: divide by 255. "
-                f"Received: pixels from {np.min(frame)} to {np.max(frame)}"
-            )
-        image = tf.constant(frame, tf.float32)
-    else:
-        raise TypeError(f"A frame must be uint8 or float. Received: {frame.dtype}")
-    if frame.shape[:2] != (resolution, resolution):
-        image = tf.image.resize(image, [resize, resize], antialias=True)
-        image = tf.image.resize_with_crop_or_pad(image, resolution, resolution)
-    return image[None, None]
