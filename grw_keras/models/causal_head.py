@@ -4,6 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 from grw_keras.models.head import States, TransformerBlock, TransformerHead, leaves
+from grw_keras.models.pooling import mean_over_frames
 from grw_keras.models.randomness import Randomness
 from grw_keras.models.spec import ModelSpec
 
@@ -124,10 +125,7 @@ class CausalTransformerHead(TransformerHead):
         for block in self.blocks:
             x = block(x, places, mask)
         last = mask & (places > places[:, -1:] - self.window)
-        weights = tf.cast(last, x.dtype)[..., None]
-        total = tf.reduce_sum(self.final_norm(x) * weights, axis=1)
-        mean = tf.math.divide_no_nan(total, tf.reduce_sum(weights, axis=1))
-        return self.logits(self.dropout(mean))
+        return self.logits(self.dropout(mean_over_frames(self.final_norm(x), last)))
 
     def step(self, features, states: States) -> tuple[tf.Tensor, States]:
         """Logits after one more frame: features [B, 1, D']."""

@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 import tf_keras
 
+from grw_keras.models.pooling import mean_over_frames
 from grw_keras.models.randomness import Drop, Randomness
 from grw_keras.models.spec import ModelSpec
 
@@ -114,13 +115,7 @@ class TransformerHead(tf_keras.layers.Layer):
         attention_mask = None if mask is None else tf.cast(mask, tf.bool)[:, None, :]
         for block in self.blocks:
             x = block(x, attention_mask=attention_mask)
-        x = self.final_norm(x)
-        if mask is None:
-            x = tf.reduce_mean(x, axis=1)
-        else:
-            seen = tf.cast(mask, x.dtype)[..., None]
-            x = tf.math.divide_no_nan(tf.reduce_sum(x * seen, axis=1), tf.reduce_sum(seen, axis=1))
-        return self.logits(self.dropout(x))
+        return self.logits(self.dropout(mean_over_frames(self.final_norm(x), mask)))
 
     def step(self, features, states: States) -> tuple[tf.Tensor, States]:
         """Logits of the last `window` frames, after one more: features [B, 1, D'].

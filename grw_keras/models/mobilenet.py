@@ -4,6 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 from grw_keras import graph
+from grw_keras.models.pooling import mean_over_frames
 from grw_keras.models.randomness import Drop, Randomness
 from grw_keras.models.spec import ModelSpec
 
@@ -181,12 +182,7 @@ class FrameAverage(tf_keras.layers.Layer):
 
     def call(self, features, mask=None):
         """[B, classes] of [B, N, classes]; frames where `mask` [B, N] is False are left out."""
-        if mask is None:
-            return tf.reduce_mean(features, axis=1)
-        seen = tf.cast(mask, features.dtype)[..., None]
-        return tf.math.divide_no_nan(
-            tf.reduce_sum(features * seen, axis=1), tf.reduce_sum(seen, axis=1)
-        )
+        return mean_over_frames(features, mask)
 
     def step(self, features, states: States) -> tuple[tf.Tensor, States]:
         count = states["state_head_frame_count"] + 1
