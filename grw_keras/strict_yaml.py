@@ -1,5 +1,6 @@
 """YAML without surprises: no key twice, no object tags, 1e-4 is a number; errors name the file."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -74,3 +75,19 @@ def choices(name: Any, known: Iterable[str]) -> str:
     known = list(known)
     allowed = ", ".join(map(repr, known))
     return f"{did_you_mean(name, known)}It must be one of {allowed}. Received: {name!r}"
+
+
+def check_keys(data: Any, cls: type, where: str) -> None:
+    """Sees that plain data, of YAML or JSON, has the keys that a dataclass takes.
+
+    Raises:
+        ValueError: no mapping, an unknown or a missing key; begins with `where`.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for key in mapping(data, where):
+        if key not in known:
+            raise ValueError(f"{where}: {choices(key, known)}")
+    for name, field in known.items():
+        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        if name not in data and not optional:
+            raise ValueError(f"{where}: the key {name!r} is missing")

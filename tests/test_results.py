@@ -113,10 +113,13 @@ def test_an_infinity_is_not_written(tmp_path):
     ("edit", "message"),
     [
         (lambda c: c.update(format=2), "no evaluation of format 1: evaluate again"),
-        (lambda c: c.update(top_1=0.5), "unknown field. Did you mean 'top1'.*'top_1'"),
-        (lambda c: c.pop("model"), "missing fields. Expected also: model"),
-        (lambda c: c["per_class"][0].pop("f1"), "`per_class`: missing fields.*also: f1"),
-        (lambda c: c["bad_videos"].append("x"), "`bad_videos`: expected an object with path"),
+        (lambda c: c.update(top_1=0.5), "e.json: Did you mean 'top1'.*'top_1'"),
+        (lambda c: c.pop("model"), "the key 'model' is missing"),
+        (lambda c: c["per_class"][0].pop("f1"), "`per_class`: the key 'f1' is missing"),
+        (
+            lambda c: c["bad_videos"].append("x"),
+            "`bad_videos` must be a mapping .*'x'",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, edit, message):

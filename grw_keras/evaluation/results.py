@@ -12,7 +12,7 @@ import numpy as np
 from grw_keras import atomic, csv_table
 from grw_keras.data.scan import BadVideo
 from grw_keras.evaluation import metrics
-from grw_keras.hints import did_you_mean
+from grw_keras.strict_yaml import check_keys
 
 FORMAT = 1  # of the JSON
 # fmt: off
@@ -241,21 +241,7 @@ def _row(e: Evaluation) -> dict[str, Any]:
 
 def _built(kind: Any, content: Any, where: str) -> Any:
     """A dataclass of a dictionary, strictly."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: expected an object with {', '.join(fields)}.")
-    for name in content:
-        if name not in fields:
-            hint = did_you_mean(name, fields)
-            raise ValueError(f"{where}: unknown field. {hint}Received: {name!r}")
-    needed = (
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
-    missing = [name for name in needed if name not in content]
-    if missing:
-        raise ValueError(f"{where}: missing fields. Expected also: {', '.join(missing)}")
+    check_keys(content, kind, where)
     return kind(**content)
 
 

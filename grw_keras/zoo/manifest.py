@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grw_keras.models.spec import check_fields
-from grw_keras.strict_yaml import choices, load, mapping
+from grw_keras.strict_yaml import check_keys, choices, load, mapping
 from grw_keras.zoo.download import Source
 
 MANIFEST = Path(__file__).with_name("manifest.yaml")
@@ -215,14 +215,7 @@ def _strict(cls, data: Any, where: str):
 
 def _fields(cls, data: Any, where: str) -> dict[str, Any]:
     """The keys of `data` as arguments of the dataclass `cls`, checked against its fields."""
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    for key in mapping(data, where):
-        if key not in known:
-            raise ValueError(f"{where}: {choices(key, known)}")
-    for name, field in known.items():
-        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-        if name not in data and not optional:
-            raise ValueError(f"{where}: the key {name!r} is missing")
+    check_keys(data, cls, where)
     types = typing.get_type_hints(cls)
     return {key: _typed(value, types[key], f"{where}: {key}") for key, value in data.items()}
 
