@@ -104,6 +104,7 @@ MISSPELT = {
     "export runs/mine --tflite x": "Received: runs/mine",
     "export movinet_a0_stream --tflite x --data no_folder": "no_folder",
     "train --model movinet_a0_stream --data no_folder --out x": "no_folder",
+    "predict begun x.mp4": "The run in begun has not ended",
     "train --model movinet_a0_stream --data . --out begun": "There is a run in begun already",
 }
 

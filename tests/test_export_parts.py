@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras.export import clips as clips_of
 from grw_keras.export import conversion, rounding, verify
@@ -80,3 +81,17 @@ def test_new_weights_leave_layers_of_equal_weights_alone():
         answer(flatbuffer), hidden @ shared.kernel[0, 0] + shared.bias, atol=1e-5
     )
     np.testing.assert_allclose(answer(changed), hidden @ new.kernel[0, 0] + new.bias, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_products_without_a_bias_that_share_a_matrix_stay_without():
+    matrix = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(1, 4)).astype(np.float32)
+
+    def compute(inputs):
+        return {"logits": tf.matmul(tf.nn.relu(tf.matmul(inputs["x"], matrix)), matrix)}
+
+    flatbuffer = conversion.to_flatbuffer(Graph({"x": (1, 4)}, compute))
+    assert conversion.operations(flatbuffer)["FULLY_CONNECTED"] == 2
+    received = Interpreter(model_content=flatbuffer).get_signature_runner()(x=x)["logits"]
+    np.testing.assert_allclose(received, np.maximum(x @ matrix, 0) @ matrix, atol=1e-5)

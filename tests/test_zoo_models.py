@@ -9,6 +9,7 @@ from grw_keras.models.mobilenet import base_frame_indices, shift_channels
 from grw_keras.models.movinet import MovinetClassifierHead
 from grw_keras.models.randomness import Randomness
 from grw_keras.zoo import registry
+from tests import lite_files
 from tests.helpers import literal_loss
 from tests.zoo_helpers import SIZE, random_clips, randomize
 
@@ -193,6 +194,17 @@ def test_a_session_takes_camera_frames(mobilenet):
     np.testing.assert_allclose(
         from_camera, session.step(np.full((56, 56, 3), 128 / 255)), atol=1e-5
     )
+    noise = np.random.default_rng(0).integers(0, 256, frame.shape, np.uint8)
+    resize = round(56 * mobilenet.spec.resize / mobilenet.spec.resolution)
+    assert resize > 56
+    prepared = lite_files.prepared(noise, resize, 56)[0, 0].numpy().clip(0, 1)
+    session.reset()
+    of_noise = session.step(noise)
+    session.reset()
+    np.testing.assert_allclose(of_noise, session.step(prepared), atol=1e-6)
+    session.reset()
+    cut_otherwise = lite_files.prepared(noise, 56, 56)[0, 0].numpy().clip(0, 1)
+    assert np.abs(session.step(cut_otherwise) - of_noise).max() > 1e-5
 
 
 @pytest.fixture(scope="module")
