@@ -89,6 +89,7 @@ def test_clips_without_a_mask_and_without_windows():
     assert np.isnan(logs["grw_ordering"])
 
 
+@pytest.mark.slow
 def test_float16_scales_and_sums(whole):
     scaled = tf_keras.mixed_precision.LossScaleOptimizer(tf_keras.optimizers.SGD(0.5))
     changes, _ = update(4, optimizer=scaled, precision="float16")
@@ -97,6 +98,7 @@ def test_float16_scales_and_sums(whole):
     assert int(scaled.dynamic_counter) == 1
 
 
+@pytest.mark.slow
 def test_an_overflow_of_one_part_skips_the_step():
     scaled = tf_keras.mixed_precision.LossScaleOptimizer(
         tf_keras.optimizers.SGD(0.5), initial_scale=2.0**60

@@ -130,6 +130,7 @@ def test_answers_are_those_of_each_clip_by_itself_and_of_its_stream(
     assert np.ptp(found.by_frames, axis=0).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_answers_after_some_frames_are_the_clip_graphs_of_those(predictors, store):
     found = predictors["averaging"].predict(store, sampling("pad"), 8, processes=0)
     np.testing.assert_allclose(found.by_frames[-1], found.logits, rtol=1e-4, atol=1e-4)
@@ -138,6 +139,7 @@ def test_answers_after_some_frames_are_the_clip_graphs_of_those(predictors, stor
         np.testing.assert_allclose(found.by_frames[2, index], wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_clips_of_bad_videos_are_left_out_and_told(predictors, store):
     torn, told = NoiseStore(LENGTHS, size=37, bad=[1, 4]), []
     ask = predictors["averaging"].predict
@@ -151,6 +153,7 @@ def test_clips_of_bad_videos_are_left_out_and_told(predictors, store):
     np.testing.assert_allclose(found.by_frames, whole.by_frames[:, [0, 2, 3]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_of_many_clips_evenly_spread_embeddings_are_kept(predictors, store, monkeypatch):
     ask = predictors["transformer"].predict
     whole = ask(store, sampling("pad"), 3, processes=0)
@@ -287,6 +290,7 @@ def test_a_validation_row_holds_what_the_model_has(predictors, store):
             assert row["val_grw_order_accuracy"] == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_of_many_clips_a_row_measures_the_movement_of_some_from_first_to_last(
     predictors, store, monkeypatch
 ):

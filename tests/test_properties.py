@@ -113,7 +113,7 @@ def test_gradient_is_the_slope_of_the_loss(seed, window):
 @pytest.mark.parametrize(
     "window",
     [
-        pytest.param(t, marks=pytest.mark.exhaustive if t > 8 else [pytest.mark.slow] * (t > 5))
+        pytest.param(t, marks=pytest.mark.exhaustive if t > 8 else [pytest.mark.slow] * (t > 4))
         for t in WINDOWS_OF_THEOREM_1
     ],
 )

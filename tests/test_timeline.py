@@ -63,6 +63,7 @@ class NumberReader:
         return tf.constant([[sum(numbers) / 100, 0.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", ["loop", "pad"])
 def test_a_video_is_classified_as_its_clip_in_a_data_set_is(videos, streaming, short):
     sampling = sampling_of(streaming.spec, short)
@@ -74,6 +75,7 @@ def test_a_video_is_classified_as_its_clip_in_a_data_set_is(videos, streaming, s
     assert np.ptp(found.logits, axis=0).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_model_that_streams_answers_after_every_frame(videos, streaming, monkeypatch):
     monkeypatch.setattr(timeline, "CHUNK_FRAMES", 5)
     store = stores(videos, streaming)

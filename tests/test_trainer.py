@@ -132,6 +132,7 @@ def test_it_stops_when_asked_and_goes_on(tmp_path):
     assert last.run().finished
 
 
+@pytest.mark.slow
 def test_time_makes_a_checkpoint_due(tmp_path):
     settings = {"epochs": 1, "checkpoint_every_s": 1e-6, "keep_checkpoints": 9}
     make_trainer(tmp_path, settings).run()

@@ -47,6 +47,7 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path, monkeypatch):
     assert checkpoint_files.latest(tmp_path / "checkpoints").step == 4
 
 
+@pytest.mark.slow
 def test_a_full_disk_where_early_stopping_ends_is_an_error(tmp_path, monkeypatch):
     full_disk(monkeypatch, steps=[11])
     settings = {"epochs": 9, "early_stopping_epochs": 1}
@@ -118,7 +119,9 @@ def spoil(training, step, rows=slice(None)):
 
 
 # Steps from 0; epochs end after steps 6 and 11, checkpoints are due after every third.
-@pytest.mark.parametrize("step", [3, 5, 8, 16])
+@pytest.mark.parametrize(
+    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (5, 8)), 16]
+)
 def test_a_nan_loss_stops_with_the_names_of_its_clips(step, tmp_path):
     """And with those of the step before, unless a checkpoint has shown its weights good."""
     notes = Notes()
@@ -174,6 +177,7 @@ def test_a_nan_gradient_is_told_of_by_the_next_loss(step, tmp_path):
         training.run()
 
 
+@pytest.mark.slow
 def test_weights_that_became_nan_are_not_validated(tmp_path):
     """In an epoch's last step: metrics of NaN would end the training without a clip's name."""
 

@@ -13,7 +13,7 @@ from tests.training_programs import ArrayStore, make_trainer
     ("every", "patience", "scores", "best", "last"),
     [
         (1, 2, [0.5, 0.6, 0.6, 0.4, 0.9], 2, 4),  # the same is no better
-        (1, 1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 6),
+        pytest.param(1, 1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 6, marks=pytest.mark.slow),
         (2, 1, [0.5, 0.6, 0.6], 4, 6),  # judged when there is something to judge by
     ],
 )
@@ -106,6 +106,7 @@ def test_weights_that_there_is_no_room_for_are_not_the_best(
     assert (again.outcome.best_epoch, again.outcome.step) == (best, last)
 
 
+@pytest.mark.slow
 def test_other_failures_to_keep_the_best_end_the_training(tmp_path):
     def keep_best():
         raise PermissionError(errno.EACCES, "Permission denied")

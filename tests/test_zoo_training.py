@@ -248,6 +248,7 @@ def test_random_layers_depend_on_seed_step_and_place_alone():
         assert np.any(draw(*other) != first)
 
 
+@pytest.mark.slow
 def test_replicas_draw_their_own_numbers(two_replicas):
     with two_replicas.scope():
         drop = Drop(0.5, Randomness(seed=0), 0)
