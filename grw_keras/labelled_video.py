@@ -63,7 +63,8 @@ def write_labelled_video(
     """Writes a video again with the last answer at or before each frame drawn into it.
 
     Frames keep their own times, to within a tick of the target's format (AVI knows only a
-    constant rate); they are turned upright, and sizes are made even by a repeated last line.
+    constant rate); where more come than it has ticks, some are left out. They are turned upright,
+    and sizes are made even by a repeated last line.
     Sound is left out, which is logged. Memory doesn't grow with the video, and `target` appears
     only when it is complete.
 
@@ -228,11 +229,15 @@ class _Writer:
             self._container.close()
 
     def write(self, image: np.ndarray, time: int) -> None:
-        """One frame, at a time in ticks of the source since its first frame."""
+        """One frame, at a time in ticks of the source since its first frame; unless the target's
+        ticks till then have been used up."""
         image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), "edge")
         if self._stream is None:
             self._stream = self._begin(image.shape[1], image.shape[0])
-        tick = max(round(time * self._source_base / self._base), self._last + 1)
+        wanted = round(time * self._source_base / self._base)
+        tick = max(wanted, self._last + 1)
+        if tick > wanted + 1:  # frames would come later and later
+            return
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts, frame.time_base = tick, self._base
         self._container.mux(self._stream.encode(frame))

@@ -8,6 +8,7 @@ from scipy.special import erf, softmax
 from grw_keras import zoo
 from grw_keras.models.causal_head import CausalTransformerHead
 from grw_keras.models.randomness import Randomness
+from grw_keras.training import objective
 from grw_keras.zoo import registry
 from tests.zoo_helpers import random_clips, randomize
 
@@ -109,6 +110,17 @@ def test_masked_frames_are_as_if_not_there(head, masks):
 
 def test_a_clip_without_frames_gives_numbers(head):
     assert np.isfinite(head(features(3), mask=np.zeros([2, 3], bool))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_frames_that_see_nothing_spoil_no_half_precision(head, dtype):
+    with objective.precision(dtype):
+        half = CausalTransformerHead(SPEC, Randomness(0))
+        half(tf.zeros([1, 2, 5]))
+    for variable, value in zip(half.weights, head.weights, strict=True):
+        variable.assign(value / 4)  # within float16's range
+    x, mask = features(5), np.array([[False, True, True, True, True]] * 2)
+    np.testing.assert_allclose(half(x, mask=mask), half(x[:, 1:]), rtol=0.05, atol=0.05)
 
 
 def test_frames_out_of_reach_change_nothing(head):

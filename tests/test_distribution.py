@@ -93,10 +93,12 @@ def test_slurm_step_gives_the_cluster(index, gpu_part, gpu_parts):
     port = cluster.step_port(STEP)
     hosts = [("gpu09", 0), ("gpu09", 1), ("gpu10", 0), ("gpu10", 1), ("login", 0)]
     expected = tuple(f"{host}:{port + task}" for host, task in hosts)
-    got = cluster_from_environment({**STEP, "SLURM_PROCID": str(index)})
-    assert got == Cluster(expected, index, gpu_part, gpu_parts)
-    own = cluster_from_environment({**STEP, "SLURM_PROCID": str(index), "SLURM_GPUS_PER_TASK": "1"})
-    assert own == Cluster(expected, index)
+    step = {**STEP, "SLURM_PROCID": str(index)}
+    for shared in ({}, {"SLURM_TRES_PER_TASK": "cpu=8"}):
+        got = cluster_from_environment({**step, **shared})
+        assert got == Cluster(expected, index, gpu_part, gpu_parts)
+    for own in ({"SLURM_GPUS_PER_TASK": "1"}, {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=1"}):
+        assert cluster_from_environment({**step, **own}) == Cluster(expected, index)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_a_file_without_times_is_not_taken_for_two_stretches_of_its_video(tmp_pa
         ("x,a,0,10,train,0\ny,a,0,10,train,0\n", "one label.*'y'.*line 3 and 'x'.*line 2"),
         ("x,a,0,10,train,0\nx,a,0,10,test,0\n", "one split.*line 3.*line 2"),
         ("x,a,soon,10,train,0\n", "k.csv, line 2: .*soon"),
+        ("x,a,0,inf,train,0\n", "k.csv, line 2: .*infinity"),
         (",a,0,10,train,0\n", "line 2: .*label"),
         ("", "must have a clip"),
     ],

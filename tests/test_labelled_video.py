@@ -15,10 +15,12 @@ ANSWERS = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
 UNEVEN_MS = [0, 40, 80, 200, 240, 400, 520, 560]  # a variable frame rate
 
 
-def make_video(path, times_ms=UNEVEN_MS, width=160, height=120, codec="libx264", sound=False):
-    """A video whose frame i has the grey level 20 i + 20, its upper left quarter white."""
+def make_video(
+    path, times_ms=UNEVEN_MS, width=160, height=120, codec="libx264", sound=False, rate=25
+):
+    """A video whose frame i < 12 has the grey level 20 i + 20, its upper left quarter white."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = width, height
         stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, 100 if codec == "gif" else 1000)
@@ -29,7 +31,7 @@ def make_video(path, times_ms=UNEVEN_MS, width=160, height=120, codec="libx264",
             container.mux(audio.encode(tone))
             container.mux(audio.encode(None))
         for index, time_ms in enumerate(times_ms):
-            image = np.full((height, width, 3), 20 * index + 20, np.uint8)
+            image = np.full((height, width, 3), 20 * (index % 12) + 20, np.uint8)
             image[: height // 2, : width // 2] = 255
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
@@ -76,6 +78,16 @@ def test_formats_of_coarse_time_keep_all_frames(tmp_path, suffix):
     write_labelled_video(source, tmp_path / f"t{suffix}", [0.0], ANSWERS[:1], LABELS)
     times, _ = read_back(tmp_path / f"t{suffix}")
     np.testing.assert_allclose(times, even_ms / 1000, atol=1e-9)
+
+
+@pytest.mark.parametrize(("suffix", "ticks_per_s"), [(".avi", 120), (".gif", 100)])
+def test_more_frames_than_ticks_take_no_longer(tmp_path, suffix, ticks_per_s):
+    even_ms = np.arange(250) * 4  # 250 frames a second
+    source = make_video(tmp_path / "source.mkv", even_ms, 32, 32, rate=250)
+    frames = write_labelled_video(source, tmp_path / f"t{suffix}", [0.0], ANSWERS[:1], LABELS)
+    times, _ = read_back(tmp_path / f"t{suffix}")
+    assert len(times) == frames == pytest.approx(ticks_per_s, abs=2)
+    assert times[-1] == pytest.approx(even_ms[-1] / 1000, abs=1.5 / ticks_per_s)
 
 
 def test_an_answer_is_drawn_from_its_time_on(tmp_path):

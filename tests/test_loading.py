@@ -212,7 +212,9 @@ def test_weights_with_shifts_are_not_taken_for_plain_ones(caplog):
     assert any("temporal_shift" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("labels", ["abcd", ["a", "b\nc", "d", "e"], ["a", "b"]])
+@pytest.mark.parametrize(
+    "labels", ["abcd", ["a", "b\nc", "d", "e"], ["a\rb", "c", "d", "e"], ["a", "b"]]
+)
 def test_labels_that_are_none_are_refused(loaded, labels):
     with pytest.raises(ValueError, match="`labels`"):
         loaded.labels = labels

@@ -70,6 +70,12 @@ def averaging():
     return randomize(small("mobilenet_v3_small"))
 
 
+@pytest.fixture(scope="module")
+def shifting():
+    """Its embeddings look a frame ahead in a clip, and can't in its stream."""
+    return randomize(small("mobilenet_v3_small_attention", temporal_shift="bidirectional"))
+
+
 def sampling(short="loop") -> Sampling:
     return Sampling(frames=N, resolution=SIZE, short=short)
 
@@ -128,6 +134,17 @@ def test_answers_are_those_of_each_clip_by_itself_and_of_its_stream(
             np.testing.assert_allclose(tf.nn.softmax(row), last[number - 1], rtol=1e-3, atol=1e-4)
     assert np.ptp(found.logits, axis=0).min() > 1e-3
     assert np.ptp(found.by_frames, axis=0).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_answers_after_some_frames_know_none_that_follow(shifting, store):
+    found = Predictor(shifting, SEEN).predict(store, sampling(), 5, processes=0)
+    session = shifting.to_streaming()
+    for index, (clip, _) in enumerate(one_by_one(store, "loop")):
+        session.reset()
+        wanted = np.array([session.step(frame) for frame in clip[0]])[np.array(SEEN) - 1]
+        answers = tf.nn.softmax(found.by_frames[:, index])
+        np.testing.assert_allclose(answers, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -195,6 +195,14 @@ def test_records_of_other_settings_are_not_overwritten(clips, tmp_path, changes,
     assert files(tmp_path / "r") == before
 
 
+def test_records_of_other_videos_of_the_same_names_are_not_kept(clips, tmp_path):
+    prepare(clips, tmp_path / "r", **ASKED)
+    with open(clips.clips[0].path, "ab") as file:
+        file.write(b"another video")
+    with pytest.raises(ValueError, match="other clips"):
+        prepare(clips, tmp_path / "r", **ASKED)
+
+
 def test_a_folder_of_something_else_is_not_touched(clips, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.txt").write_text("mine")

@@ -1,6 +1,7 @@
 """The parts of a run: what replicas read, whose classes a last layer knows, whose folder it is."""
 
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tensorflow as tf
 from grw_keras import cli, zoo
 from grw_keras.data import opening
 from grw_keras.data.opening import Opened
+from grw_keras.models import pretrained
 from grw_keras.training import recipe, run, runs
 from grw_keras.training.cluster import Cluster
 from grw_keras.training.runs import RunFolder
@@ -71,6 +73,34 @@ def test_a_last_layer_keeps_its_classes_or_is_made_new(tmp_path, caplog):
     weights = saved.named_weights()
     np.testing.assert_array_equal(other.named_weights()[kept], weights[kept])
     assert np.any(other.named_weights()[new].numpy() != weights[new].numpy())
+
+
+@pytest.mark.slow
+def test_a_kill_while_better_weights_are_written_leaves_weights(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    model = zoo.load("mobilenet_v3_small", None, num_classes=4)
+    best = tmp_path / "best"
+    run._save(model, best, chief=True)
+    files = sorted(file.name for file in best.iterdir())
+    replace = Path.replace
+    for before_it in range(len(files)):
+        left = iter(range(before_it))
+
+        def kill(self, target, left=left):
+            if Path(target).parent == best and next(left, None) is None:
+                raise Killed
+            return replace(self, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", kill)
+            with pytest.raises(Killed):
+                run._save(model, best, chief=True)
+        assert sorted(file.name for file in best.iterdir()) == files
+        pretrained.read(best)
+    run._save(model, best, chief=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):

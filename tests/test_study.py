@@ -101,7 +101,7 @@ def test_rows_are_appended_and_read_again(study, tmp_path):
     path = tmp_path / "rows.csv"
     assert study.read(path) == []
     for name in ("a,b", "c"):
-        study.append(path, {"name": name, "nll": "1"})
+        study.append(path, [{"name": name, "nll": "1"}])
     assert [row["name"] for row in study.read(path)] == ["a,b", "c"]
 
 

@@ -155,7 +155,7 @@ def warm_up(clips: Clips, test: Clips, epochs: int, seed: int, tell: Tell, weigh
     spec = registry.get(name).replace({**SMALL, "pair_input": False, "grw_weight": weight})
     model = VideoClassifier(spec, labels=airplanes.CLASSES)
     accuracies = train(model, clips, test, epochs, seed, tell)
-    z = np.concatenate([model.embeddings(part).numpy() for part in tf.split(test.shown(), 2)])
+    z = np.concatenate([model.embeddings(part).numpy() for part in np.array_split(test.shown(), 2)])
     return WarmUp(accuracies, z)
 
 
@@ -211,7 +211,7 @@ def stream(clips: Clips, test: Clips, epochs: int, seed: int, tell: Tell, file: 
             logits.append(session.logits)
     return Streamed(
         logits=np.reshape(logits, (*test.video.shape[:2], -1)),
-        keras=np.concatenate([model(part).numpy() for part in tf.split(test.shown(), 2)]),
+        keras=np.concatenate([model(part).numpy() for part in np.array_split(test.shown(), 2)]),
         latency_ms=np.array(latency_ms),
         size_bytes=file.stat().st_size,
     )

@@ -283,7 +283,7 @@ def carry_out_all(path: Path, jobs: int, most: int | None, *given) -> None:
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[done]
                 row = done.result()
-                append(path, row)
+                append(path, [row])
                 print(f"{row['name']}: top-1 {row['top1']}, {row['seconds']} s", flush=True)
 
 
@@ -294,8 +294,8 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, row: Row) -> None:
-    csv_table.append(path, list(row), [row])
+def append(path: Path, rows: Sequence[Row]) -> None:
+    csv_table.append(path, list(rows[0]), rows)
 
 
 def repeat(name: str, rows: Sequence[Row], data: Path, weights: Path) -> bool:

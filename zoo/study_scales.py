@@ -128,8 +128,7 @@ def main() -> None:
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         futures = [pool.submit(carry_out, run, options.data, options.weights) for run in runs]
         for future in futures:
-            for row in future.result():
-                study.append(CSV, row)
+            study.append(CSV, future.result())
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _rows(file: str | os.PathLike[str]) -> Iterable[_Row]:
         try:
             start, end = (round(float(cells[column])) for column in COLUMNS[2:])
             split = split_name(cells.get("split") or Path(file).stem)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # the latter of infinite times
             raise ValueError(f"{where}: {error}") from error
         if not youtube_id or not cells["label"].strip():
             raise ValueError(f"{where}: a clip must have a label and a youtube_id.")

@@ -163,7 +163,18 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
 
 def _digest(clip_set: ClipSet) -> str:
     fields = ("name", "label", "start_s", "end_s", "split", "group")
-    return record_files.digest([getattr(c, field) for field in fields] for c in clip_set.clips)
+    return record_files.digest(
+        [*(getattr(clip, field) for field in fields), _bytes_of(clip.path)]
+        for clip in clip_set.clips
+    )
+
+
+def _bytes_of(path: str) -> int | None:
+    """So that videos that were replaced are told from those that the records were made of."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 # On this machine

@@ -158,4 +158,5 @@ class CausalTransformerHead(TransformerHead):
 
 def _softmax(scores, seen):
     """Over the last axis, where `seen`; frames that see nothing get equal weights, not NaN."""
-    return tf.nn.softmax(tf.where(seen, scores, tf.constant(MASKED, scores.dtype)))
+    masked = max(MASKED, float(scores.dtype.min))  # float16 would make an infinity of it
+    return tf.nn.softmax(tf.where(seen, scores, tf.constant(masked, scores.dtype)))

@@ -78,7 +78,7 @@ class VideoClassifier(TracedOnce):
 
     @labels.setter
     def labels(self, labels: Sequence[str] | None):
-        if isinstance(labels, str) or any("\n" in str(label) for label in labels or ()):
+        if isinstance(labels, str) or any({*"\r\n"} & {*str(label)} for label in labels or ()):
             raise ValueError(
                 f"`labels` must be a sequence of names of one line each. Received: {labels!r}"
             )

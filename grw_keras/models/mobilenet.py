@@ -161,7 +161,7 @@ class MobileNetBackbone(tf_keras.layers.Layer):
             return x
 
         if self.shifted:
-            self._run(frame, note)
+            self._run(tf.concat([frame, frame], axis=-1) if self.pair_input else frame, note)
         return states
 
     def named_weights(self) -> dict[str, tf.Variable]:

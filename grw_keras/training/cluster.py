@@ -146,7 +146,8 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
     workers = tuple(f"{host}:{base + task}" for host, task in places)
     if not 0 <= index < total:
         raise ValueError(f"SLURM_PROCID must be in [0, {total}). Received: {index}")
-    if any(name in environ for name in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")):
+    # The second is set for `--cpus-per-task` alone, too.
+    if "SLURM_GPUS_PER_TASK" in environ or "gpu" in environ.get("SLURM_TRES_PER_TASK", ""):
         return Cluster(workers, index)
     host, task = places[index]
     return Cluster(workers, index, gpu_part=task, gpu_parts=counts[hosts.index(host)])

@@ -106,11 +106,7 @@ class DataPart(Part):
             except re.error as error:
                 self._require(field, False, f"a regular expression ({error})")
         if self.augmentation is not None:
-            known = [field.name for field in dataclasses.fields(Augmentation)]
-            for name in self.augmentation:
-                if name not in known:
-                    key = f"data.augmentation.{name}"
-                    raise ValueError(f"`{key}`: {strict_yaml.choices(name, known)}")
+            strict_yaml.check_keys(self.augmentation, Augmentation, "`data.augmentation`")
             try:
                 Augmentation(**self.augmentation)
             except ValueError as error:
@@ -252,11 +248,13 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
         ValueError: as of `read`, without a file's name.
     """
     parts = {"model": ModelPart, "data": DataPart, "training": TrainingPart}
-    given = {
-        key: _part(parts[key], value, key) if key in parts else value
-        for key, value in strict_yaml.mapping(data, "A recipe").items()
-    }
-    return _part(Recipe, given, "")
+    strict_yaml.check_keys(data, Recipe, "A recipe")
+    given = dict(data)
+    for key, part in parts.items():
+        if key in data:
+            strict_yaml.check_keys(data[key], part, f"`{key}`")
+            given[key] = part(**data[key])
+    return Recipe(**given)
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -335,17 +333,3 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, st
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _part(cls, data: Any, key: str):
-    """The dataclass `cls` of the mapping at a dotted key."""
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    prefix = f"{key}." if key else ""
-    for name in strict_yaml.mapping(data, f"`{key}`"):
-        if name not in known:
-            raise ValueError(f"`{prefix}{name}`: {strict_yaml.choices(name, known)}")
-    for name, field in known.items():
-        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-        if name not in data and not optional:
-            raise ValueError(f"the key `{prefix}{name}` is missing")
-    return cls(**data)

@@ -244,8 +244,10 @@ def _save(model: VideoClassifier, folder: Path, chief: bool) -> None:
     if chief:
         fresh = folder.with_name(f"{folder.name}.new")
         pretrained.save_pretrained(model, fresh, tensors)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        folder.mkdir(exist_ok=True)
+        for file in fresh.iterdir():  # one by one: a kill must not leave a folder without weights
+            file.replace(folder / file.name)
+        fresh.rmdir()
 
 
 def _export(trainer: Trainer, model: VideoClassifier, folder: RunFolder, chief: bool) -> None:

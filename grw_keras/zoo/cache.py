@@ -23,6 +23,8 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from grw_keras import atomic
+
 CACHE_VARIABLE = "GRW_KERAS_CACHE"
 ARCHIVES = (".tar.gz", ".tgz")
 _BLOCK_BYTES = 1 << 20
@@ -170,10 +172,8 @@ def _acquire(lock: FileLock, slot: Slot, timeout_s: float) -> None:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write plain data so that a reader sees all of it or the file that was there before."""
-    temporary = path.with_name(path.name + ".tmp")
     with writing(path):
-        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        atomic.write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def read_record(slot: Slot) -> Record | None:
