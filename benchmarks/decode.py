@@ -1,9 +1,10 @@
-"""What decoding clips costs: resident memory over many decodes, and rate beside plain loops.
+r"""What decoding clips costs: resident memory over many decodes, and rate beside plain loops.
 
 Rates compare `read_frames` at 5 fps with a plain PyAV loop and OpenCV's VideoCapture, each of
 which decodes all frames and converts and resizes those wanted, on one thread each, in turns.
 
-    python benchmarks/decode.py --videos my_videos/ --csv benchmarks/results/decode.csv
+    python benchmarks/decode.py --videos my_videos/ --decodes 4000 --rounds 0 \
+        --csv benchmarks/results/decode.csv
 """
 
 import argparse

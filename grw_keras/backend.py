@@ -52,7 +52,7 @@ def divide_or_zero(total, count):
     return total / ops.where(count > 0, count, ops.ones_like(count))
 
 
-def check_length(x, minimum: int, message: str):
+def guarded_length(x, minimum: int, message: str):
     """Return `x` [B, N, ...] of unknown N, which raises where N < `minimum` (not under XLA).
 
     Only TensorFlow leaves sizes open in a compiled function; it raises InvalidArgumentError.

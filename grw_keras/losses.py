@@ -193,7 +193,7 @@ def clean(z, mask, window: int):
     mask = None if mask is None else ops.cast(ops.convert_to_tensor(mask), "bool")
     _check_shapes(z, mask, window)
     if z.shape[1] is None:
-        z = backend.check_length(z, window, f"{TOO_SHORT} Received: window={window}")
+        z = backend.guarded_length(z, window, f"{TOO_SHORT} Received: window={window}")
     if mask is not None:
         z = ops.where(mask[..., None], z, ops.zeros_like(z))
     return z, mask

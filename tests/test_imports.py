@@ -1,6 +1,7 @@
 """The direction of imports inside the package, and what importing it costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ NEEDS_NO_TENSORFLOW = [
     "zoo.manifest", "zoo.registry", "zoo.tables", "zoo.importers", "zoo.importers.conv_forms",
     "zoo.importers.torch_archive", "zoo.importers.torch_pickle", "zoo.importers.torch_names",
     "zoo.importers.torch_checkpoint", "zoo.importers.files", "zoo.matching", "evaluation",
-    "evaluation.published", "models", "atomic", "csv_table", "checked", "hints",
+    "evaluation.published", "models", "models.pretrained",
+    "atomic", "csv_table", "checked", "hints",
     "strict_yaml", "text_table",
     "evaluation.metrics", "evaluation.results",
     "evaluation.tables", "figures", "trajectories", "page", "report", "labelled_video",
@@ -124,6 +126,17 @@ def test_the_keras_3_layer_stands_on_the_shared_base_alone():
 def test_a_module_needs_no_tensorflow(module):
     names = imports(file_of(module), top_level_only=True)
     assert not {name.partition(".")[0] for name in names} & HEAVY
+    own = {name.removeprefix("grw_keras.") for name in names if name.startswith("grw_keras.")}
+    assert own <= set(NEEDS_NO_TENSORFLOW)
+
+
+def test_the_operations_of_keras_3_are_used_in_few_modules():
+    users = {
+        path.stem
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"from keras import .*ops|from keras\.ops|keras\.ops\.", path.read_text())
+    }
+    assert users == {"backend", "losses", "normalization", "layer", "keras3"}
 
 
 def loaded_after(code: str, **env: str) -> set[str]:

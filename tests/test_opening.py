@@ -107,7 +107,22 @@ def test_processes_of_one_machine_share_its_cpus(
     assert opening.decoders(workers, sharing) == each
 
 
-def test_the_room_in_memory_is_known():
+@pytest.mark.parametrize(
+    ("limit", "room"),
+    [(None, 3000 * 1024), ("max", 3000 * 1024), (2_000_000, 1_500_000), (9_000_000, 3000 * 1024)],
+)
+def test_the_room_in_memory_is_the_machines_or_the_containers(tmp_path, limit, room):
+    for folder in ("proc", "sys/fs/cgroup"):
+        (tmp_path / folder).mkdir(parents=True)
+    meminfo = "MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable: 3000 kB\n"
+    (tmp_path / "proc/meminfo").write_text(meminfo)
+    if limit is not None:
+        (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
+        (tmp_path / "sys/fs/cgroup/memory.current").write_text("500000\n")
+    assert opening._free_bytes(tmp_path) == room
+
+
+def test_this_machine_has_room_in_memory():
     assert 10**7 < opening._free_bytes() < 10**14
 
 

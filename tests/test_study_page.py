@@ -1,5 +1,6 @@
 """The study's page: differences by their formulas, and what it says of rows not there yet."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_what_has_no_partner_makes_no_pair(page, rows):
     some = [row for row in part if (row["model"], row["seed"]) != ("attention only", "3")]
     assert len(page.pairs(some, "final GRW", "attention only", "top1")) == 8
     assert len(page.pairs(some, "official classifier", "attention only", "ratio")) == 0
+
+
+def test_the_committed_page_is_that_of_the_committed_rows(page):
+    text = "\n".join(page.lines(page.read(page.CSV), page.read(page.SCALES)))
+    assert page.CSV.with_name("study.md").read_text(encoding="utf-8") == text + "\n"
+
+
+def test_intervals_in_the_findings_words_are_those_of_the_tables(page):
+    words = page.FINDINGS.read_text(encoding="utf-8").replace("−", "-")
+    told = set(re.findall(r"[+-]\d+\.\d+ to [+-]\d+\.\d+", " ".join(words.split())))
+    page_text = "\n".join(page.lines(page.read(page.CSV), page.read(page.SCALES)))
+    tables = [line for line in page_text.splitlines() if line.startswith("| ")]
+    assert len(told) > 10
+    assert [one for one in told if not any(f"({one})" in line for line in tables)] == []
 
 
 def test_verdicts_follow_the_interval(page):

@@ -58,8 +58,8 @@ def page() -> str:
         "# The paper's tables, and what was measured here",
         "",
         "Made by `python zoo/paper_tables.py`; don't edit. *Published* columns are the paper's; "
-        "the others are ours. No accuracy on Kinetics was measured here: there were no Kinetics "
-        "videos and none of the published files at hand. Multiply-accumulates (MACs) are counted, "
+        "the others are ours. No accuracy on Kinetics was measured here, and of the published "
+        "files only Google's int8 A0-Stream was tried. Multiply-accumulates (MACs) are counted, "
         "memory is weights and the estimated activations of one frame of a stream, float32 "
         "([cost.md](cost.md) says how). Latency is that of one frame of a stream, as a multiple of "
         "MoViNet-A0-S's in the same run: float32 under LiteRT, one thread of an x86 server, by "

@@ -279,14 +279,14 @@ def _cached(store: FrameStore, choice: Choice, folder: Path, workers: int, progr
     return store
 
 
-def _free_bytes() -> int:
+def _free_bytes(root: Path = Path("/")) -> int:
     """Memory that may still be taken: the machine's, and no more than its container's."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    known = Path("/proc/meminfo")
+    known = root / "proc/meminfo"
     if known.exists():
         lines = (line.split() for line in known.read_text().splitlines())
         free = next(int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:")
-    limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
+    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int(used.read_text()))
     return free

@@ -79,6 +79,7 @@ def evaluate_again(
                 taken.recipe,
                 store,
                 split,
+                model=taken.model,
                 history=listening.read_history(folder.history),
                 data=str(data),
                 command=command,

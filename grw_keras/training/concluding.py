@@ -16,6 +16,8 @@ from grw_keras.evaluation import results
 from grw_keras.evaluation.evaluating import evaluate, sampling_of
 from grw_keras.evaluation.predictions import Predictions
 from grw_keras.evaluation.results import Evaluation
+from grw_keras.models.classifier import VideoClassifier
+from grw_keras.page import STRIP_FRAMES
 from grw_keras.report import Embeddings, Report, WorstClip, write_report
 from grw_keras.training import recipe, runs
 from grw_keras.training.recipe import Recipe
@@ -24,7 +26,6 @@ from grw_keras.training.runs import RunFolder
 WORST_CLIPS = 6
 # Clips at once on the one device that evaluates, where training may have shared them over many.
 EVALUATION_BATCH = 8
-_STRIP_FRAMES = 8
 
 
 def conclude(
@@ -33,6 +34,7 @@ def conclude(
     store: FrameStore,
     split: str,
     *,
+    model: VideoClassifier | None = None,
     history: Sequence[Mapping[str, float]],
     data: str,
     command: str,
@@ -46,13 +48,15 @@ def conclude(
         wanted: its recipe.
         store: the split's clips.
         split: its name.
+        model: the saved model, where it has been loaded already.
         history: a row for each epoch.
         data: what the clips are of.
         command: that made this.
         bad: videos that were left out.
         report: where to write the page; default the run's.
     """
-    model = zoo.load(folder.model, compile=False)
+    if model is None:
+        model = zoo.load(folder.model, compile=False)
     evaluation, found = evaluate(
         model,
         store,
@@ -98,7 +102,7 @@ def worst_clips(found: Predictions, store: FrameStore, sampling: Sampling) -> li
     for index in wrong:
         number = int(found.numbers[index])
         sample = load((0, number))
-        shown = np.linspace(0, sample.mask.sum() - 1, _STRIP_FRAMES).round().astype(int)
+        shown = np.linspace(0, sample.mask.sum() - 1, STRIP_FRAMES).round().astype(int)
         worst.append(
             WorstClip(
                 name=store.clips.clips[number].name,
