@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from grw_keras import atomic
+from grw_keras import atomic, csv_table
 from grw_keras.evaluation.published import published
 from grw_keras.zoo import registry
 
@@ -98,10 +98,7 @@ def row(name: str) -> Row:
 
 def read(path: Path = TABLE) -> dict[str, Row]:
     """The table's lines by name; none where there is no table yet."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {line["name"]: line for line in csv.DictReader(file)}
+    return {line["name"]: line for line in csv_table.read(path)}
 
 
 def write(rows: Iterable[Row], path: Path = TABLE) -> None:

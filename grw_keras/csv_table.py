@@ -11,6 +11,14 @@ import filelock
 from grw_keras import atomic
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows, each by its columns' names; none where there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def text_of(path: Path, columns: Sequence[str]) -> str:
     """The text of a table that rows can be appended to; empty where there is none yet.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from grw_keras import csv_table
 from tests.helpers import script
 
 ZOO = Path(__file__).parents[1] / "zoo"
@@ -73,14 +74,14 @@ def test_what_has_no_partner_makes_no_pair(page, rows):
 
 
 def test_the_committed_page_is_that_of_the_committed_rows(page):
-    text = "\n".join(page.lines(page.read(page.CSV), page.read(page.SCALES)))
+    text = "\n".join(page.lines(csv_table.read(page.CSV), csv_table.read(page.SCALES)))
     assert page.CSV.with_name("study.md").read_text(encoding="utf-8") == text + "\n"
 
 
 def test_intervals_in_the_findings_words_are_those_of_the_tables(page):
     words = page.FINDINGS.read_text(encoding="utf-8").replace("−", "-")
     told = set(re.findall(r"[+-]\d+\.\d+ to [+-]\d+\.\d+", " ".join(words.split())))
-    page_text = "\n".join(page.lines(page.read(page.CSV), page.read(page.SCALES)))
+    page_text = "\n".join(page.lines(csv_table.read(page.CSV), csv_table.read(page.SCALES)))
     tables = [line for line in page_text.splitlines() if line.startswith("| ")]
     assert len(told) > 10
     assert [one for one in told if not any(f"({one})" in line for line in tables)] == []

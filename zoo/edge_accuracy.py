@@ -11,7 +11,6 @@ rows are not done again.
 """
 
 import argparse
-import csv
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--csv", type=Path, required=True)
     options = parser.parse_args()
-    done = _done(options.csv)
+    done = {row["run"] for row in csv_table.read(options.csv)}
     for run in sorted(path for path in options.runs.iterdir() if (path / "model").is_dir()):
         if run.name not in done:
             rows = rows_of(run, options.data)
@@ -132,13 +131,6 @@ def _default_int8(model, calibration: list[np.ndarray], path: Path) -> Path:
         converter.representative_dataset = representative
         description.write(path, converter.convert(), description.describe(model, "stream", "int8"))
     return path
-
-
-def _done(path: Path) -> set[str]:
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["run"] for row in csv.DictReader(file)}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Writes zoo/results/paper_tables.md and paper_figure1.png from the published rows
 (`benchmarks/results/latency.csv`) and the study's accuracies (`zoo/results/study.csv`).
 """
 
-import csv
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from study import CSV as STUDY
 from study import FOLDS, MODELS, SEEDS
 
-from grw_keras import figures
+from grw_keras import csv_table, figures
 from grw_keras.evaluation.published import ROWS, PublishedRow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,10 +102,10 @@ def _table(rows: Sequence[PublishedRow], measured: Mapping[str, Sequence[str]]) 
 
 def _measured() -> dict[str, list[str]]:
     """The cells of columns `MEASURED` of each model of the zoo, by name."""
-    latency = {row["name"]: f"{float(row['ratio']):.2f}" for row in _read(LATENCY)}
+    latency = {row["name"]: f"{float(row['ratio']):.2f}" for row in csv_table.read(LATENCY)}
     top1 = _study_top1()
     found = {}
-    for row in _read(COSTS):
+    for row in csv_table.read(COSTS):
         name, memory = row["name"], ""
         if row["step_peak_activation_bytes"]:
             used = int(row["weights_bytes"]) + int(row["step_peak_activation_bytes"])
@@ -120,7 +119,7 @@ def _study_top1() -> dict[str, str]:
     """Mean and standard deviation by name in the zoo, of all runs on all training clips; a model
     that lacks some of its runs is left out."""
     top1 = defaultdict(list)
-    for row in _read(STUDY):
+    for row in csv_table.read(STUDY):
         if row["part"] == "main":
             top1[MODELS[row["model"]]].append(100 * float(row["top1"]))
     return {
@@ -166,11 +165,6 @@ def figure_one() -> Figure:
         left.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
         right.set(xlabel="memory, MB, published", xlim=(20, 90))
     return figure
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def carry_out_all(path: Path, jobs: int, most: int | None, *given) -> None:
     running: dict[Future, str] = {}
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         while True:
-            rows = read(path)
+            rows = csv_table.read(path)
             taken = {row["name"] for row in rows} | set(running.values())
             left = [run for run in plan(rows) if run.name not in taken]
             while left and len(running) < jobs and started != most:
@@ -285,13 +285,6 @@ def carry_out_all(path: Path, jobs: int, most: int | None, *given) -> None:
                 row = done.result()
                 append(path, [row])
                 print(f"{row['name']}: top-1 {row['top1']}, {row['seconds']} s", flush=True)
-
-
-def read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
@@ -328,7 +321,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.weights.is_file():
         parser.error(f"--weights must be a file. Received: {options.weights}")
     if options.repeat:
-        return 0 if repeat(options.repeat, read(options.csv), options.data, options.weights) else 1
+        return (
+            0
+            if repeat(options.repeat, csv_table.read(options.csv), options.data, options.weights)
+            else 1
+        )
     carry_out_all(options.csv, options.jobs, options.most, options.data, options.weights)
     return 0
 

@@ -18,9 +18,9 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from study import CSV, FOLDS, MODELS, SMOOTHED, Row, plan, read, tuned
+from study import CSV, FOLDS, MODELS, SMOOTHED, Row, plan, tuned
 
-from grw_keras import figures
+from grw_keras import csv_table, figures
 
 FINAL = "final GRW"
 # Each smoothed model's equal without smoothing.
@@ -40,10 +40,10 @@ CHANGES = {"window": "T", "alpha": "α", "weight": "λ", "loss input": "input of
 
 
 def main() -> int:
-    rows = read(CSV)
+    rows = csv_table.read(CSV)
     if chosen(rows, SEEN[0][1]):
         figures.save_png(CSV.with_name("study_frames.png"), frames_figure(rows))
-    text = "\n".join(lines(rows, read(SCALES)))
+    text = "\n".join(lines(rows, csv_table.read(SCALES)))
     CSV.with_name("study.md").write_text(text + "\n", encoding="utf-8")
     return 0
 

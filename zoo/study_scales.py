@@ -19,6 +19,7 @@ import study
 import tensorflow as tf
 import tf_keras
 
+from grw_keras import csv_table
 from grw_keras.data.pipeline import evaluation_batches
 from grw_keras.data.stores import FrameStore
 from grw_keras.evaluation import metrics
@@ -115,10 +116,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="as of study.py")
     parser.add_argument("--weights", type=Path, required=True, help="as of study.py")
     options = parser.parse_args()
-    tuned = study.tuned("final GRW", "set1", study.read(study.CSV))
+    tuned = study.tuned("final GRW", "set1", csv_table.read(study.CSV))
     if tuned is None:
         parser.error("tune final GRW first: python zoo/study.py")
-    done = {row["weight"] for row in study.read(CSV)}
+    done = {row["weight"] for row in csv_table.read(CSV)}
     runs = [
         dataclasses.replace(tuned, part="scales", weight=weight)
         for weight in WEIGHTS

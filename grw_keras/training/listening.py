@@ -13,7 +13,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from grw_keras import atomic
+from grw_keras import atomic, csv_table
 from grw_keras.training.checkpoint_files import DISK_FULL
 
 log = logging.getLogger("grw_keras")
@@ -203,14 +203,10 @@ class HistoryFile:
 
 def read_history(path) -> list[dict[str, float]]:
     """The rows of a `HistoryFile`; none where there is no file."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {name: float(value) for name, value in row.items() if value}
+        for row in csv_table.read(Path(path))
+    ]
 
 
 class TensorBoard:

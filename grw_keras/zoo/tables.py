@@ -1,12 +1,12 @@
 """What the zoo holds, for people: a table of all models, and a page on one."""
 
-import csv
 import dataclasses
 import fnmatch
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from grw_keras import csv_table
 from grw_keras.models import pretrained
 from grw_keras.models.spec import ModelSpec
 from grw_keras.text_table import aligned
@@ -97,8 +97,7 @@ def describe(name: str) -> str:
 
 def read_costs() -> dict[str, dict[str, str]]:
     """The rows of `costs.csv` by name."""
-    with COSTS.open(encoding="utf-8", newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+    return {row["name"]: row for row in csv_table.read(COSTS)}
 
 
 def _row(cost: dict[str, str], published: str) -> tuple[str, ...]:
