@@ -288,7 +288,7 @@ def calibration(bins: Sequence[ReliabilityBin], error: float) -> Figure:
         top.plot([0, 1], [0, 1], "--", color="#555555", lw=1.2)
         top.set(ylabel="accuracy", ylim=(0, 1), title=f"Calibration error {error:.1%}")
         top.yaxis.set_major_formatter(PercentFormatter(1))
-        top.legend(loc="upper left", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
+        figure.legend(loc="outside lower center", fontsize=8.5, ncols=2)
         bottom.bar(left, [b.count for b in bins], color="#888888", **style)
         bottom.set(xlabel="confidence", ylabel="clips", xlim=(0, 1))
         bottom.xaxis.set_major_formatter(PercentFormatter(1))

@@ -136,7 +136,7 @@ def _opening(report: Report) -> str:
 
 def _tiles(e: Evaluation) -> str:
     tiles = {
-        f"top-1 accuracy, {interval(e)}": percent(e.top1),
+        f"top-1 accuracy, {interval(e)}".replace(" %", "\N{NO-BREAK SPACE}%"): percent(e.top1),
         "top-5 accuracy": None if e.top5 is None else percent(e.top5),
         "macro F1": percent(e.macro_f1),
         "calibration error": percent(e.ece),

@@ -5,6 +5,7 @@ import gc
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MUCH_BYTES = 1 << 30
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +37,29 @@ def pytest_configure():
 
 
 def pytest_collection_finish():
-    """Have Python look for cycles among what tests make alone, and less often: each full look
-    through TensorFlow's modules and graphs takes a third of a second."""
+    """Have Python look for cycles among what tests make alone, and when there is much of it: each
+    full look through TensorFlow's modules and graphs takes a third of a second."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+class _Resident:
+    """Memory of this process after the last look for cycles."""
+
+    kept = 0
+
+    @classmethod
+    def now(cls) -> int:
+        return psutil.Process().memory_info().rss
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """Models hold on to themselves, so without a look for cycles memory would fill up."""
+    if _Resident.now() > _Resident.kept + MUCH_BYTES:
+        gc.collect()
+        _Resident.kept = _Resident.now()
 
 
 @pytest.fixture(scope="session")

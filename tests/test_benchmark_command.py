@@ -187,7 +187,7 @@ def test_a_table_of_other_columns_is_left_alone(files, tmp_path, capsys, monkeyp
     ("arguments", "message"),
     [
         ([__file__], "must be a whole TFLite file"),
-        (["nothing.tflite"], "nothing.tflite: No such file or directory"),
+        (["nothing.tflite"], "No such file. Did you mean 'plain.tflite'? Received: nothing.tflite"),
         (["plain.tflite", "--threads", "1", "0"], "threads must be at least 1. Received: 0"),
         (["plain.tflite", "--frames", "0"], "frames must be at least 1. Received: 0"),
         (["plain.tflite", "--warmup", "-1"], "warmup must be at least 0. Received: -1"),

@@ -79,7 +79,7 @@ def test_describe_shows_spec_cost_and_weights(capsys):
         (["convert", __file__, "--out", "x"], "Not a file of weights that can be read"),
         (["convert", "x.pt", "--out", "x", "--labels", sys.executable], "must be a text file"),
         (["train", "no.yaml", "--data", "x", "--out", "x"], "No such recipe. Received: no.yaml"),
-        (["benchmark", "no.tflite"], "no.tflite: No such file or directory"),
+        (["benchmark", "no.tflite"], "No such file. Received: no.tflite"),
         (["evaluate", "tests/mine", "--data", "x"], "no model has this name. Received: tests/mine"),
         (
             ["export", "movinet_a0_grw", "--tflite", "x"],
@@ -104,6 +104,7 @@ MISSPELT = {
     "export runs/mine --tflite x": "Received: runs/mine",
     "export movinet_a0_stream --tflite x --data no_folder": "no_folder",
     "train --model movinet_a0_stream --data no_folder --out x": "no_folder",
+    "predict file.tflite x.mp4": "A TFLite file is run by grw_keras.lite.StreamSession",
     "predict begun x.mp4": "The run in begun has not ended",
     "train --model movinet_a0_stream --data . --out begun": "There is a run in begun already",
 }
@@ -114,6 +115,7 @@ def test_misspelt_paths_are_told_before_tensorflow_is_imported(tmp_path):
     begun = runs.RunFolder.at(tmp_path / "begun").recipe
     begun.parent.mkdir(parents=True)
     begun.touch()
+    (tmp_path / "file.tflite").touch()
     code = f"""
 import sys
 from grw_keras import cli

@@ -200,16 +200,25 @@ def test_loaded_batch_norms_can_be_frozen(saved):
     assert zoo.load(saved, frozen_batch_norm=True).spec.frozen_batch_norm
 
 
-@pytest.mark.slow
-def test_weights_with_shifts_are_not_taken_for_plain_ones(caplog):
-    model = zoo.load("mobilenet_v3_small_tsm", None, num_classes=4)
-    imported = zoo.Imported(
-        tensors={name: v.numpy() for name, v in model.named_weights().items()},
-        spec=model.spec.to_dict(),
-    )
-    plain = registry.get("mobilenet_v3_small").replace({"num_classes": 4})
-    matching.resolve(plain, imported, None)
-    assert any("temporal_shift" in record.getMessage() for record in caplog.records)
+@pytest.mark.parametrize(
+    ("trained", "chosen", "told"),
+    [
+        ({"temporal_shift": "causal"}, [], "trained with temporal_shift='causal', not 'none'"),
+        ({"resolution": 96}, [], "trained with resolution=96, not 224"),
+        ({"resolution": 96}, ["resolution"], None),
+        ({"fps": 12.0}, [], "trained with fps=12.0, not 5.0"),
+        ({}, [], None),
+    ],
+)
+def test_what_the_weights_were_trained_on_is_told_where_it_is_another(
+    trained, chosen, told, caplog
+):
+    spec = registry.get("mobilenet_v3_small")
+    imported = zoo.Imported(tensors={}, spec=spec.replace(trained).to_dict())
+    assert matching.resolve(spec, imported, None, chosen).resolution == 224
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (told is not None)
+    assert all(told in message for message in messages)
 
 
 @pytest.mark.parametrize(

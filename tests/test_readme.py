@@ -118,10 +118,15 @@ def test_export_and_stream(tmp_path, monkeypatch, capsys):
     model = randomize(zoo.load("movinet_a0_stream", None, compile=False, **spec))
     model.labels = tuple("abcdef")
     camera = np.random.default_rng(1).integers(0, 256, (3, 90, 120, 3), np.uint8)
-    names = {"model": model, "clips": random_clips(2, 8), "camera": camera}
+    clips = random_clips(2, 8)
+    right = model(clips[:1]).numpy().argmax()
+    test_clips = tf.data.Dataset.from_tensors((clips, [right, right]))
+    names = {"model": model, "clips": clips, "camera": camera, "test_clips": test_clips}
     exec(block("export.to_tflite"), names)
     assert names["probabilities"].shape == (6,)
-    printed = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
+    *lines, accuracy = capsys.readouterr().out.splitlines()
+    assert float(accuracy) >= 0.5
+    printed = [ast.literal_eval(line) for line in lines]
     assert [len(top) for top in printed] == [3, 3, 3]
     assert {label for top in printed for label, _ in top} <= set("abcdef")
     assert (tmp_path / "a0s_sensitivity.csv").is_file()
@@ -172,8 +177,8 @@ def test_the_commands(instead, shared, tmp_path, monkeypatch, capsys):
         done.append(arguments[0])
     assert done == ["train", "train", "evaluate", "predict", "export", "benchmark", "train"]
     assert "test top-1" in capsys.readouterr().err
-    made = ["runs/mine/report.html", "labelled.mp4", "out/mine.tflite", "runs/mine_causal/model"]
-    assert all((tmp_path / name).exists() for name in made)
+    made = ["mine/report.html", "labelled.mp4", "mine_causal/model", "../out/mine.tflite"]
+    assert all((tmp_path / "runs" / name).exists() for name in made)
     if not instead:
         name = zoo.load("runs/mine/model", compile=False).spec.name
         assert f"`{name}`" in README.partition("runs/mine\n")[2]

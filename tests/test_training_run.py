@@ -126,7 +126,7 @@ def test_prediction_names_classes_and_writes_a_labelled_video(run, videos, capsy
     target = tmp_path / "labelled.mp4"
     assert cli.main(["predict", str(run), str(video), "--top", "2", "--video", str(target)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == str(video)
+    assert lines[0] == f"{video}: the middle 1.2 s of 3 s"
     shares = [float(line.split("%")[0]) for line in lines[1:3]]
     assert sum(shares) == pytest.approx(100, abs=0.2)
     assert {line.split("%")[1].strip() for line in lines[1:3]} == {"down & out", "right"}

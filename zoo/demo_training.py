@@ -140,7 +140,7 @@ class WarmUp:
     def numbers(self) -> dict[str, float]:
         moves = metrics.smoothness(self.z)
         return {
-            "accuracy": self.accuracies[-1],
+            "accuracy": round(self.accuracies[-1], 6),  # Keras gives a float32
             "acceleration_over_speed": moves.ratio,
             "variance_in_two_components": moves.variance_2d,
         }

@@ -57,14 +57,15 @@ def _reason(error: Exception) -> str | None:
 def _told() -> Iterator[None]:
     """Meanwhile what the package logs is shown, on stderr."""
     log = logging.getLogger("grw_keras")
-    handler, level = logging.StreamHandler(), log.level
+    handler, before = logging.StreamHandler(), (log.level, log.propagate)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False  # libraries set up the root's own handler as they are imported
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(level)
+        log.level, log.propagate = before
 
 
 def _parser() -> argparse.ArgumentParser:

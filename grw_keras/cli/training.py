@@ -49,7 +49,8 @@ def add_commands(commands) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="any key of the recipe, e.g. training.ema_decay=0.999",
+        help="any key of the recipe (grw-keras describe tells those of model.spec), e.g. "
+        "model.spec.resolution=96 training.ema_decay=0.999",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument(

@@ -30,7 +30,8 @@ def add_commands(commands) -> None:
     prediction = commands.add_parser(
         "predict",
         help="what a video shows",
-        description="The likeliest classes of videos, seen whole as a stream sees them.",
+        description="The likeliest classes of the clip in the middle of each video, as long as the "
+        "model's own; --video has a stream's answers from the first frame to the last.",
         allow_abbrev=False,
     )
     prediction.add_argument("run_folder", metavar="RUN", help="a run's folder, or a model's")
@@ -90,8 +91,7 @@ def _predict(run_folder: str, files: list[str], top: int, video: str | None) -> 
     from grw_keras.training.runs import find_model
 
     find_model(run_folder)
-    for file in files:
-        probe(file)
+    seconds = {file: probe(file).duration_s for file in files}
     from grw_keras.evaluation import timeline
     from grw_keras.training import again
 
@@ -99,7 +99,9 @@ def _predict(run_folder: str, files: list[str], top: int, video: str | None) -> 
     labels = model.labels or tuple(map(str, range(model.spec.num_classes)))
     for file in files:
         probabilities = timeline.classify_video(model, file, short=short)
-        print(file)
+        clip_s = model.spec.frames / model.spec.fps
+        part = f": the middle {clip_s:.3g} s of {seconds[file]:.3g} s"
+        print(f"{file}{part if seconds[file] > clip_s else ''}")
         for index in probabilities.argsort()[::-1][:top]:
             print(f"  {probabilities[index]:6.1%}  {labels[index]}")
     if video is not None:

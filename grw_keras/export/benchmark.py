@@ -17,6 +17,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from grw_keras.export.measurement import Measurement
 from grw_keras.export.operations import coverage
+from grw_keras.hints import did_you_mean_path
 from grw_keras.lite import DESCRIPTION, Description, read_description
 
 _BLOCK = 10  # frames of one file before the next one's turn: what slows the machine slows all
@@ -123,7 +124,8 @@ def with_heads(files: Sequence[str | Path]) -> list[Path]:
 
 def own_description(path: Path) -> Description | None:
     """What a file says of itself; None of a file of another program."""
-    path.stat()  # raises where there is none
+    if not path.exists():
+        raise FileNotFoundError(f"No such file. {did_you_mean_path(path)}Received: {path}")
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:

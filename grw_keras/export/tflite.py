@@ -107,7 +107,8 @@ def to_tflite(
             description.write(Path(folder, names[-1]), flatbuffer, about)
         if sensitivity:
             quantize.write_report(Path(folder, f"{path.stem}_sensitivity.csv"), sensitivity)
-        log.info("Streaming clips through the model and the file, to compare")
+        kind = "clips of noise" if calibration is None else "clips"
+        log.info("Streaming %s through the model and the file, to compare", kind)
         report = verify.verify(
             model, Path(folder, names[0]), clips_of.spread(clips, VERIFIED_FRAMES)
         )

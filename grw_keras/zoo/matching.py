@@ -117,14 +117,11 @@ def resolve(
     if num_classes is None:
         num_classes = file.get("num_classes", spec.num_classes)
     resolved = spec.replace({**changes, "num_classes": num_classes})
-    shift = file.get("temporal_shift", spec.temporal_shift)
-    if shift != spec.temporal_shift:
-        log.warning(
-            "%s: its weights were trained with temporal_shift=%r, not %r",
-            spec.name,
-            shift,
-            spec.temporal_shift,
-        )
+    for field in ("temporal_shift", "resolution", "fps"):
+        trained, asked = file.get(field, getattr(spec, field)), getattr(spec, field)
+        if trained != asked and field not in chosen:
+            told = (spec.name, field, trained, asked)
+            log.warning("%s: its weights were trained with %s=%r, not %r", *told)
     if resolved.name != spec.name:
         log.warning("%s became %s: its weights fix that", spec.name, resolved.name)
     return resolved

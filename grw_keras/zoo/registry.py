@@ -89,6 +89,12 @@ def find(name: str | os.PathLike) -> ModelSpec:
         ValueError: as of `get`.
     """
     text = os.fspath(name)
+    if Path(text).is_file():
+        raise FileNotFoundError(
+            "This must be the folder of a run or a model, or a model's name. A TFLite file is run "
+            "by grw_keras.lite.StreamSession and measured by grw-keras benchmark; other files are "
+            f"weights for a name. Received: {text}, a file"
+        )
     if isinstance(name, os.PathLike) or os.sep in text:
         raise FileNotFoundError(
             f"No such folder, and no model has this name. {did_you_mean_path(Path(text))}"
