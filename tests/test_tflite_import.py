@@ -208,7 +208,8 @@ def convert(model, size, folder, stored):
         return {**states, "logits": logits}
 
     module = tf.Module()
-    module.model, module.step = model, step
+    # The variables alone: of a Keras model every layer would be traced again, for minutes and GBs.
+    module.tracked, module.step = model.weights, step
     tf.saved_model.save(module, str(folder), signatures={"serving_default": step})
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(folder), signature_keys=["serving_default"]
