@@ -32,7 +32,7 @@ def test_every_part_is_planned_once_with_all_folds_models_and_seeds(study):
     assert len({row["name"] for row in rows}) == len(rows)
     parts = Counter(row["part"] for row in rows)
     assert parts["main"] == 4 * 2 * 5
-    assert parts["share"] == 2 * parts["main"]
+    assert parts["share"] == parts["main"] + 4 * 2 * 2
     assert parts["frames"] == 2 * 2 * (4 * 2)
     assert (parts["window"], parts["alpha"], parts["weight"]) == (12, 12, 16)
     assert parts["tuning"] == 2 * (2 * 3 + 2 * 5)

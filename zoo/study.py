@@ -137,8 +137,8 @@ def plan(rows: Sequence[Row]) -> Iterator[Run]:
                         yield dataclasses.replace(best, part=part, seed=seed, **changes)
 
     yield from each("main", SEEDS)
-    for share in (0.25, 0.5):
-        yield from each("share", FEW_SEEDS, share=share)
+    yield from each("share", SEEDS, share=0.25)  # where a prior should show most
+    yield from each("share", FEW_SEEDS, share=0.5)
     half = {"share": 0.5, "models": ("final GRW",)}
     for window, orderings in ((3, "auto"), (10, "exact"), (10, "sampled")):
         yield from each("window", FEW_SEEDS, window=window, orderings=orderings, **half)
@@ -149,8 +149,6 @@ def plan(rows: Sequence[Row]) -> Iterator[Run]:
     yield from each("loss input", FEW_SEEDS, loss_input="layer_norm", **half)
     for frames in (5, 3):
         yield from each("frames", FEW_SEEDS, frames=frames, window=min(5, frames))
-    for share in (0.25, 0.5):
-        yield from each("share", SEEDS[len(FEW_SEEDS) :], share=share)
 
 
 def tuning(model: str, fold: str, rows: Sequence[Row]) -> Iterator[Run]:

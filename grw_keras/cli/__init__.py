@@ -57,7 +57,7 @@ def _reason(error: Exception) -> str | None:
 def _told() -> Iterator[None]:
     """Meanwhile what the package logs is shown, on stderr."""
     log = logging.getLogger("grw_keras")
-    handler, before = logging.StreamHandler(), (log.level, log.propagate)
+    handler, level, propagate = logging.StreamHandler(), log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False  # libraries set up the root's own handler as they are imported
@@ -65,7 +65,8 @@ def _told() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.level, log.propagate = before
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 def _parser() -> argparse.ArgumentParser:
