@@ -1,5 +1,6 @@
 """The command line, and the tables that it prints."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -142,6 +143,16 @@ def test_convert_makes_a_folder_that_load_reads(shared, tmp_path, capsys):
     assert (model.spec.embed_dim, model.spec.head_mlp, model.spec.window) == (16, 32, 5)
     assert cli.main(["describe", str(out)]) == 0
     assert "hard_sigmoid_keras2" in capsys.readouterr().out
+
+
+def test_the_log_is_told_once_where_a_library_has_set_up_the_roots(capsys, caplog):
+    log = logging.getLogger("grw_keras")
+    before = log.level, log.propagate
+    with cli._told():
+        log.info("a word")
+    assert capsys.readouterr().err == "a word\n"
+    assert "a word" not in caplog.text  # whose handler is the root's
+    assert (log.level, log.propagate) == before
 
 
 def test_settings_that_stand_apart_all_count():

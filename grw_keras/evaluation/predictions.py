@@ -139,9 +139,9 @@ class Predictor:
         answers = {**model.answers(inputs), "labels": labels, "numbers": numbers}
         answers["mask"] = tf.cast(mask, tf.int32)  # workers can't gather booleans
         if self.frames_seen:
+            of_the_head = "embeddings" in answers and model.spec.placement != "intermediate"
             looks_ahead = model.spec.temporal_shift == "bidirectional"
-            last = "embeddings" in answers and model.spec.placement != "intermediate"
-            if last and not looks_ahead:
+            if of_the_head and not looks_ahead:
                 seen = _by_embeddings(model, answers["embeddings"], mask, self.frames_seen)
             else:
                 seen = _by_steps(model, video, mask, self.frames_seen)
